@@ -1,0 +1,56 @@
+"""Layer curated: for each identity what stands of it, and the account of every raw row."""
+
+import dagster as dg
+
+from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, described, final, key, summary
+from pipelines import lake
+from pipelines.curate import SOURCES, Account, Source, account_row, curate
+
+
+def _curated(source: Source) -> dg.AssetsDefinition:
+    specs = [lake.TABLES[part.table] for part in source.parts]
+
+    @dg.multi_asset(
+        name=f"curated_{source.contract.name}",
+        specs=[
+            dg.AssetSpec(
+                key(spec.name),
+                deps=[key(source.raw_table)],
+                group_name="curated",
+                description=spec.doc,
+                kinds={"iceberg", "spark"},
+                automation_condition=AFTER_UPSTREAM,
+            )
+            for spec in specs
+        ],
+        retry_policy=RETRIES,
+    )
+    @final
+    def curated(
+        context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> tuple[dg.MaterializeResult, ...]:
+        raw = platform.read(context, source.raw_table)
+        cut = lake.position(platform.settings, raw.table, raw.snapshot.id)
+        result = curate(source, raw.rows, rows=raw.snapshot.rows, snapshot_id=raw.snapshot.id)
+        account = dg.JsonMetadataValue(result.account.to_json())
+        written = []
+        for part, spec in zip(source.parts, specs, strict=True):
+            lake.ensure(platform.spark, spec)
+            lake.overwrite(result.table(part), spec, summary(cut, result.max_broker_time_ms))
+            metadata = {**described(platform.newest(spec.name)), "account": account}
+            written.append(dg.MaterializeResult(asset_key=key(spec.name), metadata=metadata))
+        result.close()
+        record_account(platform, result.account)
+        return tuple(written)
+
+    return curated
+
+
+def record_account(platform: Platform, account: Account) -> None:
+    """A row in `ops.account`."""
+    lake.ensure(platform.spark, lake.OPS_ACCOUNT)
+    schema = platform.spark.table(lake.OPS_ACCOUNT.identifier).schema
+    lake.append(platform.spark.createDataFrame([account_row(account)], schema), lake.OPS_ACCOUNT)
+
+
+curated_assets = [_curated(source) for source in SOURCES.values()]

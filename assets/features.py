@@ -1,0 +1,44 @@
+"""Layer features: what models compute about pins and users, as tables. Each snapshot names the model that made it."""
+
+import dagster as dg
+import pyarrow as pa
+
+from assets.models import INTERACTIONS, PIN_ALS
+from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, described, final, key, reported_metadata, summary
+from pipelines import lake
+from pipelines.index_rows import MODEL_ID
+from pipelines.recommend import registry
+
+PIN_VECTORS = lake.FEATURES_PIN_VECTORS
+
+
+@dg.asset(
+    key=key(PIN_VECTORS.name),
+    deps=[key(PIN_ALS), key(INTERACTIONS)],
+    group_name="features",
+    description=PIN_VECTORS.doc,
+    kinds={"iceberg"},
+    automation_condition=AFTER_UPSTREAM,
+    retry_policy=RETRIES,
+)
+@final
+def pin_vectors(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
+    model_id = reported_metadata(context.instance, key(PIN_ALS)).get("model_id")
+    vectors = _vectors(platform, model_id)
+    lake.ensure(platform.spark, PIN_VECTORS)
+    schema = platform.spark.table(PIN_VECTORS.identifier).schema
+    said = summary(platform.read(context, INTERACTIONS).cut, None) | {MODEL_ID: model_id or ""}
+    lake.overwrite(platform.spark.createDataFrame(vectors, schema), PIN_VECTORS, said)
+    written = described(platform.newest(PIN_VECTORS.name))
+    return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
+
+
+def _vectors(platform: Platform, model_id: str | None) -> pa.Table:
+    if model_id is None:
+        kinds = {"pin_id": pa.string(), "vector": pa.list_(pa.float32()), "model_id": pa.string()}
+        return pa.schema(list(kinds.items())).empty_table()
+    table, _ = registry.load(platform.settings, model_id)
+    return table.append_column("model_id", pa.array([model_id] * table.num_rows, pa.string()))
+
+
+feature_assets = [pin_vectors]

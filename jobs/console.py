@@ -1,0 +1,106 @@
+"""What the command line shows: one value, as a table for people or as JSON for programs; progress; errors.
+
+Here: rendering alone. What is shown is computed elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipelines.errors import TidemarkError
+
+
+def emit_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, default=str, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A line about progress, on standard error, so that standard output stays an answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
+    """A table on standard output; numbers are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [list(row) for row in rows]
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(columns):
+        values = [row[place] for row in cells if row[place] is not None]
+        is_number = bool(values) and all(isinstance(value, int | float) for value in values)
+        shown.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in cells:
+        shown.add_row(*(Text(text(value)) for value in row))
+    console = Console()
+    console.print(shown)
+    if note:
+        console.print(Text(note))
+
+
+def text(value: Any) -> str:
+    """A cell: thousands grouped, floats short, absent values as a dash."""
+    match value:
+        case None | "":
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}"
+        case dict() | list():
+            return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def facts(title: str, pairs: Mapping[str, Any], note: str = "") -> None:
+    """Name and value, one a line."""
+    table(title, ["", ""], [(name, text(value)) for name, value in pairs.items()], note)
+
+
+@contextlib.contextmanager
+def step(name: str, report: Callable[[str], None] = say) -> Iterator[Callable[[str], None]]:
+    """Shows that a long step is at work: what it does now and for how long; on a terminal, in one moving line."""
+    began = time.monotonic()
+    if not sys.stderr.isatty():
+        report(f"• {name} …")
+        yield lambda detail: report(f"    {detail}")
+        report(f"  {name}: {time.monotonic() - began:.0f} s")
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=1)
+
+        def show(detail: str) -> None:
+            first = detail.strip().splitlines()[0] if detail.strip() else ""
+            progress.update(task, description=f"{name} [dim]{first[:90].replace('[', '(')}[/dim]")
+
+        yield show
+        progress.update(task, description=name, completed=1)
+
+
+def show_error(error: BaseException, as_json: bool) -> None:
+    """The text of an error on standard error; with `--json`, as JSON on standard output."""
+    if as_json:
+        is_ours = isinstance(error, TidemarkError)
+        emit_json(error.as_json() if is_ours else {"error": type(error).__name__, "what": first_line(error)})
+    else:
+        print(f"error: {error}" if isinstance(error, TidemarkError) else f"error: {first_line(error)}", file=sys.stderr)
+
+
+def first_line(error: BaseException) -> str:
+    """What an unexpected error says, without its trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:400]}" if lines else type(error).__name__

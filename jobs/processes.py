@@ -1,0 +1,501 @@
+"""The local processes: started detached, watched, stopped, and never confused with anybody else's.
+
+Here: what a process is, how it is recognised again (pid, start time and boot, and a token that all its children
+inherit), and the order in which `up` and `down` handle them. Not here: what runs inside a process, and how the
+command line prints it. A production deployment hands the same commands to its own supervisor instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs import controls
+from pipelines import preflight
+from pipelines.errors import TidemarkError
+from pipelines.settings import ROOT, Settings
+
+TOKEN = "TIDEMARK_PROCESS"
+MAX_LOG_BYTES = 20 * 1024 * 1024
+Say = Callable[[str], None]
+
+
+class ProcessError(TidemarkError):
+    """A process could not be started, did not become ready, or would not stop."""
+
+
+class Process(NamedTuple):
+    """How one process is started and recognised as ready. `is_ready` gives None when it is, otherwise what is missing."""
+
+    name: str
+    command: Callable[[], Sequence[str]]  # called just before it is started, and may prepare what it needs
+    is_ready: Callable[[], str | None]
+    ports: tuple[tuple[str, int, str], ...] = ()  # (host, port, the setting that says so)
+    ready_timeout_s: float = 60.0
+    stop_timeout_s: float = 15.0
+    environment: tuple[tuple[str, str], ...] = ()
+    once_ready: Callable[[], object] = lambda: None
+
+
+class Record(NamedTuple):
+    """What the pid file keeps: enough to tell this very process from a later one with the same pid."""
+
+    name: str
+    pid: int
+    start_time: str
+    boot_id: str
+    token: str
+    command: tuple[str, ...]
+    started_at: float
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        try:
+            fields = json.loads(path.read_text())
+            return cls(**{**fields, "command": tuple(fields["command"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        draft.write_text(json.dumps(self._asdict()))
+        draft.replace(path)
+
+
+class Status(NamedTuple):
+    """state: ready | starting | crashed (it was started, and is gone) | stopped | external (not ours to start)."""
+
+    name: str
+    state: str
+    pid: int | None
+    detail: str
+    log: str
+    uptime_s: float | None
+    rss_mb: int | None
+
+
+# ---------------------------------------------------------------------------------------------- which process is it?
+
+
+def boot_id() -> str:
+    """Names this boot of the machine: a pid file of an earlier boot describes nothing that can be alive."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found = subprocess.run(["sysctl", "-n", "kern.boottime"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def start_time(pid: int) -> str | None:
+    """When the process with this pid began, in the kernel's own words; None when there is none (or only a zombie)."""
+    _reap(pid)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    ps = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
+    state, _, began = subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+    return began.strip() or None if state and not state.startswith("Z") else None
+
+
+def _reap(pid: int) -> None:
+    """A child of this very process stays a zombie until it is waited for."""
+    with contextlib.suppress(OSError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def is_alive(record: Record) -> bool:
+    """The very process that was started, not one that was given its pid later."""
+    return record.boot_id == boot_id() and start_time(record.pid) == record.start_time
+
+
+def members(record: Record) -> list[int]:
+    """The process and all that it started and that is still there, also when it is gone itself: they carry its token."""
+    if record.boot_id != boot_id():
+        return []
+    if not Path("/proc/self/environ").exists():
+        return [record.pid] if is_alive(record) else []
+    needle = f"{TOKEN}={record.token}".encode()
+    return [pid for pid in _pids() if needle in _environment(pid) and start_time(pid) is not None]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _rss_mb(pids: Sequence[int]) -> int | None:
+    pages = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, IndexError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20 if pages else None
+
+
+# -------------------------------------------------------------------------------------------- start, stop, look
+
+
+class Supervisor(NamedTuple):
+    """Starts and stops processes whose pid files and logs are in these two folders."""
+
+    run: Path
+    logs: Path
+
+    def pid_file(self, name: str) -> Path:
+        return self.run / f"{name}.pid"
+
+    def log_file(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    @contextlib.contextmanager
+    def lock(self, wait_s: float = 120.0) -> Iterator[None]:
+        """One `up`, `down`, `start` or `stop` of this home at a time."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        path = self.run / "supervisor.lock"
+        with path.open("w") as handle:
+            deadline = time.monotonic() + wait_s
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise ProcessError(
+                            "another `tidemark up` or `down` is still at work",
+                            where=str(path),
+                            remedy="wait until it has ended, then try again",
+                        ) from None
+                    time.sleep(0.2)
+            yield
+
+    def start(self, process: Process, say: Say = lambda text: None) -> bool:
+        """Starts it unless it runs, and waits until it is ready. True if this call started it."""
+        record = Record.read(self.pid_file(process.name))
+        is_new = record is None or not is_alive(record)
+        if is_new:
+            if record is not None:
+                self._sweep(record)
+            require_free_ports(process)
+            record = self._spawn(process)
+            say(f"{process.name}: started (pid {record.pid})")
+        assert record is not None
+        try:
+            self._await_ready(process, record)
+            if is_new:
+                process.once_ready()
+        except BaseException:
+            if is_new:
+                self.stop(process)
+            raise
+        say(f"{process.name}: ready")
+        return is_new
+
+    def _spawn(self, process: Process) -> Record:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.log_file(process.name)
+        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        command = tuple(process.command())
+        token = f"{process.name}:{uuid.uuid4().hex}"
+        environment = {**os.environ, **dict(process.environment), TOKEN: token}
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        began = start_time(child.pid) or "gone"
+        record = Record(process.name, child.pid, began, boot_id(), token, command, time.time())
+        record.write(self.pid_file(process.name))
+        return record
+
+    def _await_ready(self, process: Process, record: Record) -> None:
+        deadline = time.monotonic() + process.ready_timeout_s
+        pause = 0.05
+        while (missing := process.is_ready()) is not None:
+            if not is_alive(record):
+                raise ProcessError(
+                    f"{process.name} ended while it was starting:\n{self.last_lines(process.name)}",
+                    where=str(self.log_file(process.name)),
+                    remedy="the log says why; mend it and run the command again",
+                )
+            if time.monotonic() > deadline:
+                raise ProcessError(
+                    f"{process.name} was not ready after {process.ready_timeout_s:.0f} s: {missing}",
+                    where=str(self.log_file(process.name)),
+                    remedy="the log says what it waits for; then run the command again",
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    def stop(self, process: Process, say: Say = lambda text: None) -> bool:
+        """Stops it and all that it started: asks, waits, then kills. True if anything was running."""
+        record = Record.read(self.pid_file(process.name))
+        if record is None:
+            return False
+        is_running = is_alive(record)
+        if is_running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.pid, signal.SIGTERM)
+            _wait_until(lambda: not is_alive(record), process.stop_timeout_s)
+        had_members = self._sweep(record)
+        self.pid_file(process.name).unlink(missing_ok=True)
+        if is_running or had_members:
+            say(f"{process.name}: stopped")
+        return is_running or had_members
+
+    def _sweep(self, record: Record) -> bool:
+        """Ends whatever carries the token still: its children after a crash, or all of it when it would not listen."""
+        if not (left := members(record)):
+            return False
+        for sent, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sent)
+            _wait_until(lambda: not members(record), patience)
+            if not (left := members(record)):
+                return True
+        raise ProcessError(
+            f"{record.name} left processes that cannot be killed: {', '.join(map(str, left))}",
+            where=str(self.pid_file(record.name)),
+            remedy="look at them with `ps -fp PID`; they may belong to another user",
+        )
+
+    def status(self, process: Process) -> Status:
+        """What a glance shows; asks the ready probe once."""
+        record = Record.read(self.pid_file(process.name))
+        log = str(self.log_file(process.name))
+        if record is None:
+            return Status(process.name, "stopped", None, "", log, None, None)
+        if not is_alive(record):
+            return Status(process.name, "crashed", None, "`tidemark up` starts it again", log, None, None)
+        missing = process.is_ready()
+        state, uptime_s = ("ready" if missing is None else "starting"), round(time.time() - record.started_at, 1)
+        return Status(process.name, state, record.pid, missing or "", log, uptime_s, _rss_mb(members(record)))
+
+    def last_lines(self, name: str, count: int = 15) -> str:
+        try:
+            with self.log_file(name).open("rb") as log:
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - 16_384))
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return "(no log)"
+        return "\n".join(f"  {line}" for line in lines[-count:])
+
+
+def _wait_until(is_done: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not is_done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ probes
+
+
+def require_free_ports(process: Process) -> None:
+    """One sentence, before anything is started, when somebody else listens where this process would."""
+    for host, port, setting in process.ports:
+        preflight.check_port(host, port, setting)
+
+
+def http_probe(url: str) -> Callable[[], str | None]:
+    """Ready when a GET of the URL gives a 2xx."""
+
+    def probe() -> str | None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return None
+        except urllib.error.HTTPError as error:
+            return f"{url} answers {error.code}: {error.read(300).decode(errors='replace')}"
+        except (OSError, ValueError) as error:
+            return f"{url} does not answer ({error})"
+
+    return probe
+
+
+# ------------------------------------------------------------------------------------------ Tidemark's own processes
+
+
+def local(settings: Settings) -> list[Process]:
+    """The processes of the local size, in the order in which they start."""
+    processes = [_collector(settings), _streams(settings), _serving(settings), _dagster(settings)]
+    return [_broker(settings), *processes] if settings.kafka.is_embedded else processes
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def _environment_of(settings: Settings) -> tuple[tuple[str, str], ...]:
+    return tuple(settings.environment.items())
+
+
+def _broker(settings: Settings) -> Process:
+    """The embedded Kafka broker; on a cluster the broker is the user's, and no process of ours."""
+
+    def command() -> Sequence[str]:
+        from pipelines.ingest import broker
+
+        return broker.command(settings)
+
+    def is_ready() -> str | None:
+        from pipelines.ingest import broker
+
+        return None if broker.is_ready(settings) else f"no broker answers at {settings.kafka.bootstrap_servers}"
+
+    def once_ready() -> None:
+        from pipelines.contracts import CONTRACTS
+        from pipelines.ingest import broker
+
+        broker.ensure_topics(settings, [contract.topic for contract in CONTRACTS.values()])
+
+    kafka = settings.kafka
+    ports = ("127.0.0.1", kafka.port, "kafka.port"), ("127.0.0.1", kafka.controller_port, "kafka.controller_port")
+    environment = _environment_of(settings)
+    return Process("broker", command, is_ready, ports, 120.0, 30.0, environment, once_ready)
+
+
+def _collector(settings: Settings) -> Process:
+    host, port = settings.collector.host, settings.collector.port
+    return Process(
+        "collector",
+        lambda: _python("-m", "pipelines.ingest.collector"),
+        http_probe(f"http://{host}:{port}/healthz"),
+        ports=((host, port, "collector.port"),),
+        environment=_environment_of(settings),
+    )
+
+
+def _streams(settings: Settings) -> Process:
+    board = controls.Controls(settings.paths.run)
+
+    def command() -> Sequence[str]:
+        board.forget_status()
+        return ["nice", "-n", str(settings.streams.nice), *_python("-m", "jobs.streams")]
+
+    environment = _environment_of(settings)
+    return Process("streams", command, board.what_is_missing, (), 180.0, 40.0, environment)
+
+
+def _serving(settings: Settings) -> Process:
+    host, port = settings.serving.host, settings.serving.port
+    return Process(
+        "serving",
+        lambda: _python("-m", "pipelines.serving"),
+        http_probe(f"http://{host}:{port}/healthz"),
+        ports=((host, port, "serving.port"),),
+        ready_timeout_s=90.0,
+        environment=_environment_of(settings),
+    )
+
+
+def _dagster(settings: Settings) -> Process:
+    host, port, home = settings.dagster.host, settings.dagster.port, settings.paths.dagster
+
+    def command() -> Sequence[str]:
+        prepare_dagster_home(settings)
+        return _python("-m", "dagster", "dev", "-m", "jobs.definitions", "-h", host, "-p", str(port))
+
+    return Process(
+        "dagster",
+        command,
+        http_probe(f"http://{host}:{port}/server_info"),
+        ports=((host, port, "dagster.port"),),
+        ready_timeout_s=180.0,
+        stop_timeout_s=25.0,
+        environment=(*_environment_of(settings), ("DAGSTER_HOME", str(home))),
+    )
+
+
+def prepare_dagster_home(settings: Settings) -> None:
+    """Dagster's storage lives under the home, with the project's `dagster.yaml` beside it."""
+    home = settings.paths.dagster
+    home.mkdir(parents=True, exist_ok=True)
+    declared = ROOT / "dagster.yaml"
+    if declared.exists():
+        (home / "dagster.yaml").write_text(declared.read_text())
+
+
+def supervisor(settings: Settings) -> Supervisor:
+    """The one that keeps its files under this home."""
+    return Supervisor(settings.paths.run, settings.paths.logs)
+
+
+def choose(processes: Sequence[Process], names: Sequence[str]) -> list[Process]:
+    """The named ones in start order; all of them when none is named.
+
+    Raises:
+        ProcessError: a name is not known; the message lists those that are.
+    """
+    known = [process.name for process in processes]
+    for name in names:
+        if name not in known:
+            raise ProcessError(
+                f"there is no process {name!r}", remedy=f"name one of {', '.join(known)}; `tidemark status` lists all"
+            )
+    return [process for process in processes if not names or process.name in names]
+
+
+def up(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text: None) -> list[str]:
+    """Starts what does not run, in order; gives the names that this call started.
+
+    When one fails, or the user interrupts, what this call had started is stopped again.
+    """
+    started: list[Process] = []
+    with keeper.lock():
+        for process in processes:
+            record = Record.read(keeper.pid_file(process.name))
+            if record is None or not members(record):
+                require_free_ports(process)
+        try:
+            for process in processes:
+                if keeper.start(process, say):
+                    started.append(process)
+        except BaseException:
+            for process in reversed(started):
+                keeper.stop(process, say)
+            raise
+    return [process.name for process in started]
+
+
+def down(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text: None) -> list[str]:
+    """Stops what runs, in the opposite order; gives the names. Goes on when one of them resists, then says so."""
+    stopped, failures = [], []
+    with keeper.lock():
+        for process in reversed(processes):
+            try:
+                if keeper.stop(process, say):
+                    stopped.append(process.name)
+            except ProcessError as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]
+    return stopped

@@ -1,0 +1,111 @@
+"""Topic `user-interactions`: what a user did with a pin, keyed by user.
+
+    {"user_id": "900", "event_id": "31198570044:1095275", "pin_id": "1095275", "action": "purchase",
+     "event_time": "2017-01-01T11:53:26Z", "quantity": 1, "value_usd_micros": 500000, "surface": "home"}
+    {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2}
+
+Identity is (user_id, event_id): the same event id under another user is another event. `version` (1 where absent)
+orders what was said about an event; a deletion needs neither pin nor time nor action, and what it carries besides its
+identity is not read. Fields that are not named here are allowed, are not stored apart from the original bytes, and count
+in the content hash.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipelines.contracts.contract import (
+    MAX_QUANTITY,
+    MAX_USD_MICROS,
+    Contract,
+    Record,
+    Refused,
+    Row,
+    content_hash,
+    missing,
+    read_integer,
+    read_text,
+    read_time,
+    take_id,
+    take_op,
+    take_version,
+    wrong_type,
+)
+
+ACTIONS = ("purchase", "view", "click", "save", "hide")
+"""The actions by name. Their order is the order of the counters: a new one goes to the end."""
+
+MAX_SURFACE_BYTES = 128
+
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string()),
+        pa.field("event_id", pa.string()),
+        pa.field("pin_id", pa.string()),  # null in a tombstone, like all that follow but the next three
+        pa.field("action", pa.string()),
+        pa.field("event_time", pa.timestamp("us", tz="UTC")),
+        pa.field("version", pa.int64()),
+        pa.field("is_deleted", pa.bool_()),
+        pa.field("content_hash", pa.int64()),
+        pa.field("quantity", pa.int64()),
+        pa.field("value_usd_micros", pa.int64()),
+        pa.field("surface", pa.string()),
+    ]
+)
+
+_ACTIONS = frozenset(ACTIONS)
+_ACTION_RULE = f"one of {', '.join(ACTIONS)}"
+
+
+def _parse(record: Record, broker_time_ms: int) -> Row:
+    user_id = take_id(record, "user_id")
+    event_id = take_id(record, "event_id")
+    version = take_version(record)
+    if take_op(record):
+        return (user_id, event_id, None, None, None, version, True, content_hash(record), None, None, None)
+    record["pin_id"] = pin_id = take_id(record, "pin_id")
+    action = record.get("action")
+    if type(action) is not str:
+        raise wrong_type(action, "action", _ACTION_RULE)
+    if action not in _ACTIONS:
+        raise Refused("unknown_action", f"action is {action[:40]!r}; it must be {_ACTION_RULE}", "action")
+    event_time = read_time(record, "event_time", broker_time_ms)
+    if event_time is None:
+        raise missing("event_time", "ISO 8601 in UTC or milliseconds since 1970")
+    quantity = read_integer(record, "quantity", 1, MAX_QUANTITY)
+    value_usd_micros = read_integer(record, "value_usd_micros", 0, MAX_USD_MICROS)
+    surface = read_text(record, "surface", MAX_SURFACE_BYTES) if "surface" in record else None
+    return (
+        user_id,
+        event_id,
+        pin_id,
+        action,
+        event_time,
+        version,
+        False,
+        content_hash(record),
+        quantity,
+        value_usd_micros,
+        surface,
+    )
+
+
+USER_INTERACTIONS = Contract(
+    topic="user-interactions",
+    version=1,
+    key_field="user_id",
+    row_schema=ROW_SCHEMA,
+    parse=_parse,
+    examples=(
+        {
+            "user_id": "900",
+            "event_id": "31198570044:1095275",
+            "pin_id": "1095275",
+            "action": "purchase",
+            "event_time": "2017-01-01T11:53:26Z",
+            "quantity": 1,
+            "value_usd_micros": 500000,
+        },
+        {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2},
+    ),
+)

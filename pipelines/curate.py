@@ -1,0 +1,270 @@
+"""Raw to curated: which record of each identity stands, and the account of all the others.
+
+Belongs here: deciding raw rows by their contract, choosing winners by the one rank, and counting what became of every
+row. Does not belong here: what a contract allows (`contracts`), where tables are (`lake`), when it runs (`assets`).
+
+A curated table holds, for one column family, the greatest fact of each identity by (version, is_deleted, content hash),
+tombstones too: an older form may still arrive and must not rise.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from pipelines.contracts import PIN_UPDATES, PROVENANCE, USER_INTERACTIONS, Contract, accepted_schema, decode_table
+from pipelines.errors import TidemarkError
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+FATES = ("tombstones", "repeated", "superseded", "current")
+
+
+class AccountError(TidemarkError):
+    """The account of a raw table does not add up."""
+
+
+class Part(NamedTuple):
+    """One column family of a topic's records, and the curated table that holds it."""
+
+    table: str
+    content_hash: str
+    columns: tuple[str, ...]
+
+
+class Source(NamedTuple):
+    """A raw table, what identifies its records, and the curated tables that it becomes."""
+
+    contract: Contract
+    identity: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def raw_table(self) -> str:
+        """The raw table of the topic."""
+        return f"raw.{self.contract.name}"
+
+
+SOURCES: dict[str, Source] = {
+    source.contract.name: source
+    for source in (
+        Source(
+            USER_INTERACTIONS,
+            ("user_id", "event_id"),
+            (Part("curated.user_interactions", "content_hash", tuple(USER_INTERACTIONS.row_schema.names)),),
+        ),
+        Source(
+            PIN_UPDATES,
+            ("pin_id",),
+            tuple(
+                Part(
+                    f"curated.pins_{family}",
+                    f"{family}_hash",
+                    ("pin_id", "version", "event_time", "is_deleted", family, f"{family}_hash"),
+                )
+                for family in ("catalogue", "offer")
+            ),
+        ),
+    )
+}
+"""What is curated, by the topic's name as a table's."""
+
+
+class Account(NamedTuple):
+    """What became of every row of a raw table: rows = accepted + refused, accepted = the sum of the four fates.
+
+    A record is counted once, as the first that fits: a tombstone; repeated (all that it says was said by an earlier
+    record); superseded (none of its families stands); current.
+    """
+
+    table: str
+    snapshot_id: int
+    rows: int
+    refused: Mapping[str, int]
+    tombstones: int
+    repeated: int
+    superseded: int
+    current: int
+
+    @property
+    def accepted(self) -> int:
+        """Rows that keep the contract."""
+        return self.tombstones + self.repeated + self.superseded + self.current
+
+    def balanced(self) -> Account:
+        """This account, if it adds up exactly.
+
+        Raises:
+            AccountError: it does not; the message has all the numbers.
+        """
+        refused = sum(self.refused.values())
+        if self.rows != self.accepted + refused:
+            fates = " + ".join(f"{getattr(self, fate)} {fate}" for fate in FATES)
+            raise AccountError(
+                f"{self.rows} rows are not {self.accepted} accepted ({fates}) + {refused} refused",
+                where=f"{self.table} at snapshot {self.snapshot_id}",
+                remedy="this is a defect of the platform: keep the snapshot and report these numbers",
+            )
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat JSON object, with the refused ones by reason."""
+        return {**self._asdict(), "refused": dict(sorted(self.refused.items())), "accepted": self.accepted}
+
+
+class Curated(NamedTuple):
+    """The judged rows of one raw snapshot; `judged` is kept on disk until `close`."""
+
+    source: Source
+    judged: DataFrame
+    account: Account
+    max_broker_time_ms: int | None
+
+    def table(self, part: Part) -> DataFrame:
+        """The rows of a curated table: for each identity the fact that stands, with its provenance."""
+        at = self.source.parts.index(part)
+        winners = self.judged.filter(f"_first_{at}")
+        return winners.select(*part.columns, *PROVENANCE.names)
+
+    def close(self) -> None:
+        """Let the judged rows go."""
+        self.judged.unpersist()
+
+
+def curate(source: Source, raw: DataFrame, *, rows: int, snapshot_id: int) -> Curated:
+    """Judge every row of a raw snapshot, and account for it.
+
+    Args:
+        source: What the rows are.
+        raw: The rows of the raw table at `snapshot_id`.
+        rows: How many rows the snapshot says it has: counted by whoever wrote it, not by this function.
+        snapshot_id: The snapshot, for the account.
+
+    Raises:
+        AccountError: The fates of the rows do not add up to `rows`.
+    """
+    from pyspark import StorageLevel
+
+    judged = judge(source, decode(source.contract, raw)).persist(StorageLevel.DISK_ONLY)
+    try:
+        account, newest = _account(source, judged, rows, snapshot_id)
+        return Curated(source, judged, account.balanced(), newest)
+    except BaseException:
+        judged.unpersist()
+        raise
+
+
+def decode(contract: Contract, raw: DataFrame) -> DataFrame:
+    """Raw rows through their contract: the accepted schema, and `_reason`, which is null in accepted rows."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    schema = accepted_schema(contract).append(pa.field("_reason", pa.string()))
+    wanted = raw.select(*PROVENANCE.names, "key", "value")
+    return wanted.mapInArrow(functools.partial(_decode_batches, contract.name, schema), from_arrow_schema(schema))
+
+
+def _decode_batches(name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    from pipelines.contracts import contract_of
+
+    contract = contract_of(name)
+    for batch in batches:
+        decoded = decode_table(contract, batch)
+        accepted = decoded.accepted.append_column("_reason", pa.nulls(decoded.accepted.num_rows, pa.string()))
+        refused = pa.table(
+            [
+                decoded.refused.column("reason" if field.name == "_reason" else field.name)
+                if field.name in PROVENANCE.names or field.name == "_reason"
+                else pa.nulls(decoded.refused.num_rows, field.type)
+                for field in schema
+            ],
+            schema=schema,
+        )
+        for part in (accepted, refused):
+            yield from part.combine_chunks().to_batches()
+
+
+def judge(source: Source, decoded: DataFrame) -> DataFrame:
+    """Decoded rows with `_fate`, and for each part `_first_<n>`: the one row that stands for its identity.
+
+    Rows of equal rank say the same; which of them is kept is settled by provenance, so that building again from the
+    same snapshot gives the same table.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    is_accepted = F.col("_reason").isNull()
+    provenance = F.struct("broker_time", *[name for name in PROVENANCE.names if name != "broker_time"])
+    alone = F.when(~is_accepted, provenance)  # refused rows have no identity; each is spread by its own place
+    judged = decoded
+    stands, says_nothing_new = [], []
+    for at, part in enumerate(source.parts):
+        rank = F.when(
+            is_accepted & F.col(part.content_hash).isNotNull(),
+            F.struct("version", "is_deleted", F.col(part.content_hash).alias("content_hash")),
+        )
+        judged = judged.withColumn(f"_rank_{at}", rank)
+        mine = F.col(f"_rank_{at}")
+        window = Window.partitionBy(*source.identity, alone).orderBy(mine.desc_nulls_last(), provenance)
+        judged = judged.withColumns(
+            {
+                f"_first_{at}": mine.isNotNull() & (F.row_number().over(window) == 1),
+                f"_stands_{at}": F.coalesce(mine == F.first(mine).over(window), F.lit(False)),
+                f"_repeats_{at}": F.coalesce(mine == F.lag(mine).over(window), mine.isNull()),
+            }
+        )
+        stands.append(F.col(f"_stands_{at}"))
+        says_nothing_new.append(F.col(f"_repeats_{at}"))
+    fate = (
+        F.when(~is_accepted, "refused")
+        .when(F.col("is_deleted"), "tombstones")
+        .when(functools.reduce(_and, says_nothing_new), "repeated")
+        .when(functools.reduce(_or, stands), "current")
+        .otherwise("superseded")
+    )
+    firsts = [f"_first_{at}" for at in range(len(source.parts))]
+    return judged.select(*accepted_schema(source.contract).names, "_reason", fate.alias("_fate"), *firsts)
+
+
+def _and(left: Column, right: Column) -> Column:
+    return left & right
+
+
+def _or(left: Column, right: Column) -> Column:
+    return left | right
+
+
+def _account(source: Source, judged: DataFrame, rows: int, snapshot_id: int) -> tuple[Account, int | None]:
+    from pyspark.sql import functions as F
+
+    counted = (
+        judged.groupBy("_fate", "_reason")
+        .agg(F.count(F.lit(1)).alias("rows"), F.max(F.unix_millis("broker_time")).alias("newest"))
+        .collect()
+    )
+    by_fate = {row["_fate"]: row["rows"] for row in counted if row["_reason"] is None}
+    account = Account(
+        table=source.raw_table,
+        snapshot_id=snapshot_id,
+        rows=rows,
+        refused={row["_reason"]: row["rows"] for row in counted if row["_reason"] is not None},
+        **{fate: by_fate.get(fate, 0) for fate in FATES},
+    )
+    return account, max((row["newest"] for row in counted if row["newest"] is not None), default=None)
+
+
+def account_row(account: Account) -> dict[str, Any]:
+    """The account as a row of `ops.account`."""
+    return {
+        "table": account.table,
+        "snapshot_id": account.snapshot_id,
+        "rows": account.rows,
+        "accepted": account.accepted,
+        "refused": sum(account.refused.values()),
+        **{fate: getattr(account, fate) for fate in FATES},
+        "refused_by_reason": json.dumps(dict(sorted(account.refused.items()))),
+    }

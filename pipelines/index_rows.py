@@ -1,0 +1,173 @@
+"""The rows of an index as a table: every family's facts, from the tables that its batch reads, and where they stand.
+
+Belongs here: which table feeds which family, the table `index.<name>`, its rows, and the cut that follows from what was
+read. Does not belong here: what a family's transform does (its domain), and building a base of the rows (`indexing`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipelines.curate import SOURCES
+from pipelines.errors import TidemarkError
+from pipelines.indexing import facts
+from pipelines.indexing.position import EMPTY, Position, from_text
+from pipelines.indexing.spec import Family, IndexSpec
+from pipelines.lake import MAX_BROKER_TIME_MS, POSITION, Snapshot, TableSpec, columns_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+MODEL_ID = "tidemark.model_id"
+MODELS = "tidemark.models"
+SOURCE_SNAPSHOTS = "tidemark.sources"
+
+MODELLED = {("pins", "embedding"): "features.pin_vectors"}
+"""(index, family) → the table of what a model computed, for families that no stream feeds."""
+
+FACT_DOCS = {
+    "identity": "length-prefixed parts, the family among them",
+    "identity_hash": "first 16 bytes of the identity's SHA-256",
+    "family": "column family",
+    "version_1": "first part of the version; the rank is (version, is_deleted, content_hash)",
+    "version_2": "second part of the version",
+    "version_3": "third part of the version",
+    "version_4": "fourth part of the version",
+    "is_deleted": "whether it is a tombstone",
+    "content_hash": "hash of what the fact says",
+    "key": "whose document, timeline or counter",
+    "key_hash": "first 16 bytes of the key's SHA-256",
+    "id": "the event's own id; empty for documents",
+    "time_ms": "event time; 0 for documents",
+    "amounts": "what it adds to sums",
+}
+
+
+class NoInput(TidemarkError):
+    """No table is declared that a family's batch could read."""
+
+
+class Standing(NamedTuple):
+    """What a snapshot of `index.<name>` stands on; its commit's summary says so."""
+
+    cut: Position
+    max_broker_time_ms: int | None
+    models: dict[str, str]
+    sources: dict[str, int]
+
+    def summary(self) -> dict[str, str]:
+        """For the commit; `standing_of` reads it."""
+        said = {
+            POSITION: self.cut.to_text(),
+            MODELS: json.dumps(self.models),
+            SOURCE_SNAPSHOTS: json.dumps(self.sources),
+        }
+        if self.max_broker_time_ms is not None:
+            said[MAX_BROKER_TIME_MS] = str(self.max_broker_time_ms)
+        return said
+
+
+def standing_of(snapshot: Snapshot) -> Standing:
+    """What `Standing.summary` wrote."""
+    said = snapshot.summary
+    newest = said.get(MAX_BROKER_TIME_MS)
+    return Standing(
+        from_text(said[POSITION]),
+        None if newest is None else int(newest),
+        json.loads(said[MODELS]),
+        json.loads(said[SOURCE_SNAPSHOTS]),
+    )
+
+
+def table(spec: IndexSpec) -> TableSpec:
+    """The declaration of `index.<name>`, which follows from the index's own."""
+    payloads = {facts.payload_column(f.name): f"what a live fact of {f.name} says" for f in spec.families}
+    return TableSpec(
+        name=f"index.{spec.name}",
+        doc=f"the facts of the index {spec.name}, as its newest base was built of them",
+        columns=columns_of(facts.schema(spec), FACT_DOCS | payloads, {"time_ms": "ms since 1970"}),
+        owner="indexing",
+    )
+
+
+def input_of(spec: IndexSpec, family: Family) -> str:
+    """The table that a family's batch reads: the curated part of its stream's records, or the features table.
+
+    Raises:
+        NoInput: There is none; the message says what would be one.
+    """
+    if family.stream is None:
+        if (spec.name, family.name) not in MODELLED:
+            raise NoInput(f"no table is declared for {spec.name}.{family.name}", remedy="add it to MODELLED")
+        return MODELLED[spec.name, family.name]
+    source = SOURCES.get(family.stream.replace("-", "_"))
+    if source is None:
+        raise NoInput(f"nothing is curated of the stream {family.stream!r}", where=spec.name, remedy=", ".join(SOURCES))
+    return next((part.table for part in source.parts if family.name in part.columns), source.parts[0].table)
+
+
+def inputs(spec: IndexSpec) -> dict[str, str]:
+    """Family → table, for every family of an index."""
+    return {family.name: input_of(spec, family) for family in spec.families}
+
+
+def rows(spec: IndexSpec, read: Callable[[str], DataFrame]) -> DataFrame:
+    """The facts of every family, through the one transform that the streams use too, in the columns of the table."""
+    state = TableState(read)
+    parts = [family.transform(read(table_name), state) for family, table_name in _with_inputs(spec)]
+    united = functools.reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), parts)
+    return united.select(*[field.name for field in facts.schema(spec)])
+
+
+class TableState(NamedTuple):
+    """The state that a batch transform looks things up in: tables at the snapshots that the run has pinned."""
+
+    read: Callable[[str], Any]
+
+    def table(self, name: str) -> DataFrame:
+        """The named table as a DataFrame."""
+        frame: DataFrame = self.read(name)
+        return frame
+
+
+def standing(spec: IndexSpec, snapshots: Mapping[str, Snapshot]) -> Standing:
+    """What rows made of these snapshots stand on.
+
+    The cut is a lower bound: of tables that come from one topic's records the lesser, over different topics both. What
+    a model computed has no say in it, for no delta brings it.
+    """
+    by_stream: dict[str, list[Position]] = {}
+    models = {}
+    for family, table_name in _with_inputs(spec):
+        said = snapshots[table_name].summary
+        if family.stream is None:
+            if said.get(MODEL_ID):
+                models[family.name] = said[MODEL_ID]
+        else:
+            cut = from_text(said[POSITION]) if POSITION in said else EMPTY
+            by_stream.setdefault(family.stream, []).append(cut)
+    cuts = [functools.reduce(lesser, positions) for positions in by_stream.values()]
+    times = [int(s.summary[MAX_BROKER_TIME_MS]) for s in snapshots.values() if MAX_BROKER_TIME_MS in s.summary]
+    return Standing(
+        cut=functools.reduce(Position.merge, cuts, EMPTY),
+        max_broker_time_ms=max(times, default=None),
+        models=models,
+        sources={name: snapshot.id for name, snapshot in snapshots.items()},
+    )
+
+
+def lesser(left: Position, right: Position) -> Position:
+    """The greatest position that both cover."""
+    topics = {
+        topic: {p: min(o, right.topics[topic][p]) for p, o in offsets.items() if p in right.topics[topic]}
+        for topic, offsets in left.topics.items()
+        if topic in right.topics
+    }
+    return Position(topics, left.loads & right.loads)
+
+
+def _with_inputs(spec: IndexSpec) -> list[tuple[Family, str]]:
+    return [(family, input_of(spec, family)) for family in spec.families]

@@ -1,0 +1,199 @@
+"""Access paths of documents: posting lists and vectors, written with each shard and searched beside the overlay.
+
+Belongs here: the files of ``Inverted`` and ``Vector`` and the search in one shard. Which documents the delta has
+changed, and merging shards and overlay, is ``rows``'.
+
+Ordinals number the keys of a shard in the order of its ``keys`` file.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.indexing import facts as fact
+from pipelines.indexing.facts import Hashes, payload_column
+from pipelines.indexing.files import map_table, numbers, write_columns
+from pipelines.indexing.spec import Documents, IndexSpec, Inverted, Vector
+
+EXACT_ROWS = 20_000
+"""Up to so many rows an exact scan is quicker than a graph, or as quick, and never misses a neighbour."""
+GRAPH_SHARE = 400
+"""A graph is used only if fewer than one in so many of its rows is asked for."""
+GRAPH_LINKS, GRAPH_BREADTH = 16, 120
+
+
+def write_shard(
+    spec: IndexSpec,
+    folder: Path,
+    facts: pa.Table,
+    kept: dict[str, np.ndarray],
+    starts_ends: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Write the access paths of one shard; ``kept`` are the fact rows of each family's ``rows`` file, in its order."""
+    assert isinstance(spec.read, Documents)
+    start, end = starts_ends[spec.read.presence]
+    is_visible = end > start
+    for path in spec.access:
+        if isinstance(path, Inverted):
+            _write_postings(path, folder, _values(facts, kept, path), starts_ends[path.family], is_visible)
+        elif isinstance(path, Vector):
+            _write_vectors(path, folder, _values(facts, kept, path), starts_ends[path.family])
+
+
+def _values(facts: pa.Table, kept: dict[str, np.ndarray], path: Inverted | Vector) -> pa.Array:
+    payload = facts.column(payload_column(path.family)).take(kept[path.family]).combine_chunks()
+    return pc.struct_field(payload, path.column)
+
+
+def _ordinals(starts_ends: tuple[np.ndarray, np.ndarray], row_count: int) -> np.ndarray:
+    """The ordinal of each row of a family (documents have at most one row a family)."""
+    start, end = starts_ends
+    holders = np.flatnonzero(end > start)
+    ordinals = np.empty(row_count, np.uint32)
+    ordinals[start[holders]] = holders
+    return ordinals
+
+
+def _write_postings(
+    path: Inverted, folder: Path, values: pa.Array, starts_ends: tuple[np.ndarray, np.ndarray], is_visible: np.ndarray
+) -> None:
+    ordinals = _ordinals(starts_ends, len(values))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        ordinals = ordinals[pc.list_parent_indices(values).to_numpy()]
+        values = pc.list_flatten(values)
+    used = is_visible[ordinals] & pc.is_valid(values).to_numpy(zero_copy_only=False)
+    ordinals, values = ordinals[used], values.filter(pa.array(used))
+    encoded = values.dictionary_encode()
+    terms = [term_bytes(term) for term in encoded.dictionary.to_pylist()]
+    hashed = fact.hash_keys(terms)
+    by_hash = np.lexsort((hashed.check, hashed.lookup))
+    place = np.empty(len(terms), np.int64)
+    place[by_hash] = np.arange(len(terms))
+    term_of = place[encoded.indices.to_numpy()] if len(terms) else np.empty(0, np.int64)
+    order = np.lexsort((ordinals, term_of))
+    counts = np.bincount(term_of, minlength=len(terms))
+    ends = np.cumsum(counts)
+    write_columns(
+        folder / f"terms-{path.name}.arrow",
+        {
+            "lookup": hashed.lookup[by_hash],
+            "check": hashed.check[by_hash],
+            "term": pa.array([terms[i] for i in by_hash], pa.binary()),
+            "start": ends - counts,
+            "end": ends,
+        },
+    )
+    write_columns(folder / f"postings-{path.name}.arrow", {"ordinal": ordinals[order]})
+
+
+def _write_vectors(
+    path: Vector, folder: Path, values: pa.Array, starts_ends: tuple[np.ndarray, np.ndarray]
+) -> None:
+    ordinals = _ordinals(starts_ends, len(values))
+    is_given = pc.equal(pc.fill_null(pc.list_value_length(values), 0), path.dimensions).to_numpy(zero_copy_only=False)
+    ordinals, values = ordinals[is_given], values.filter(pa.array(is_given))
+    order = np.argsort(ordinals)
+    flat = pc.list_flatten(values).to_numpy(zero_copy_only=False)
+    matrix = np.ascontiguousarray(flat.reshape(-1, path.dimensions).astype(np.float32)[order])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), path.dimensions)
+    write_columns(folder / f"vectors-{path.name}.arrow", {"ordinal": ordinals[order], "vector": column})
+    if len(matrix) > EXACT_ROWS:
+        _write_graph(folder / f"graph-{path.name}.hnsw", matrix)
+
+
+def _write_graph(file: Path, matrix: np.ndarray) -> None:
+    import hnswlib
+
+    graph = hnswlib.Index(space="ip", dim=matrix.shape[1])
+    graph.init_index(max_elements=len(matrix), M=GRAPH_LINKS, ef_construction=GRAPH_BREADTH, random_seed=1)
+    graph.add_items(matrix, np.arange(len(matrix)), num_threads=1)
+    graph.save_index(str(file))
+
+
+def term_bytes(term: Any) -> bytes:
+    """A term as posting lists compare it: text as UTF-8, other values by their text."""
+    if isinstance(term, bytes):
+        return term
+    return (term if isinstance(term, str) else str(term)).encode()
+
+
+class Postings:
+    """The mapped posting lists of one field in one shard."""
+
+    def __init__(self, path: Inverted, folder: Path) -> None:
+        terms = map_table(folder / f"terms-{path.name}.arrow")
+        self.hashes = Hashes(numbers(terms, "lookup"), numbers(terms, "check"))
+        self.starts, self.ends = numbers(terms, "start"), numbers(terms, "end")
+        self.ordinals = numbers(map_table(folder / f"postings-{path.name}.arrow"), "ordinal")
+
+    def of(self, term: Any) -> np.ndarray:
+        """The ordinals of the documents that have the term, ascending; uint32."""
+        at = fact.find(*self.hashes, fact.hash_keys([term_bytes(term)]))[0]
+        return self.ordinals[self.starts[at] : self.ends[at]] if at >= 0 else self.ordinals[:0]
+
+
+class Vectors:
+    """The mapped vectors of one field in one shard, and their graph."""
+
+    def __init__(self, path: Vector, folder: Path, document_count: int) -> None:
+        table = map_table(folder / f"vectors-{path.name}.arrow")
+        self.ordinals = numbers(table, "ordinal")
+        column = table.column("vector")
+        flat = column.chunk(0).values.to_numpy() if column.num_chunks else np.empty(0, np.float32)
+        self.matrix = flat.reshape(-1, path.dimensions)
+        self.row_of_ordinal = np.full(document_count, -1, np.int32)
+        self.row_of_ordinal[self.ordinals] = np.arange(len(self.ordinals), dtype=np.int32)
+        self._file = folder / f"graph-{path.name}.hnsw"
+
+    @cached_property
+    def graph(self) -> Any:
+        """The HNSW graph, read into memory once; None where the vectors are few."""
+        if not self._file.exists():
+            return None
+        import hnswlib
+
+        graph = hnswlib.Index(space="ip", dim=self.matrix.shape[1])
+        graph.load_index(str(self._file), max_elements=len(self.matrix))
+        graph.set_num_threads(1)
+        return graph
+
+    def nearest(self, query: np.ndarray, k: int, rows: np.ndarray | None, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` rows of greatest inner product, and their scores.
+
+        Args:
+            query: float32[d].
+            rows: Only these rows; None: all.
+            hidden: Never these rows, int64, few or many.
+
+        The plan looks at how many rows there are to look at: an exact scan of the rows that pass when they are few or
+        when many are asked for; else the graph, asked for as many more as are hidden.
+        """
+        if rows is None:
+            wanted = k + len(hidden)
+            if len(self.matrix) > EXACT_ROWS and wanted * GRAPH_SHARE < len(self.matrix) and self.graph is not None:
+                self.graph.set_ef(max(2 * wanted, 100))
+                rows = self.graph.knn_query(query, k=wanted)[0][0].astype(np.int64)
+                rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows
+                return best(rows, self.matrix[rows] @ query, k)
+            scores = self.matrix @ query
+            scores[hidden] = -np.inf
+            found = best(np.arange(len(scores)), scores, k)
+            is_shown = found[1] > -np.inf
+            return found[0][is_shown], found[1][is_shown]
+        rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows
+        return best(rows, self.matrix[rows] @ query, k)
+
+
+def best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` rows of greatest score and every row that ties with the last of them, in no order."""
+    if len(rows) <= k:
+        return rows, scores
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    chosen = np.flatnonzero(scores >= threshold)
+    return rows[chosen], scores[chosen]

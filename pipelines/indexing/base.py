@@ -1,0 +1,281 @@
+"""A base: one immutable build of an index at one cut, mapped from its files.
+
+Belongs here: the manifest, opening a base, and the questions that one mapped shard answers. Building is ``build``'s;
+bringing base and delta together is ``rows``' and ``sums``'.
+
+Layout of ``indices/<index>/<version>/``: ``manifest.json`` and a folder a shard. Indices that are read as
+``Documents`` or ``Timeline`` are sharded by key and hold
+  ``keys``            sorted look-up hash and check of each key; start and end of its rows in each family
+  ``rows-<family>``   live facts by (key, time, id): key, id, time_ms, payload
+  ``identities``      the rank of every identity, live, deleted or truncated, and its row (-1: not live)
+  ``floors``          for each truncated key the (time, id) of the oldest event that is still there
+``Sums`` hold ``keys`` and ``buckets`` by key, and ``identities`` with their contribution by identity.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import TidemarkError
+from pipelines.indexing import facts as fact
+from pipelines.indexing import position as positions
+from pipelines.indexing.facts import Hashes
+from pipelines.indexing.files import BrokenArtifact, FileEntry, map_table, numbers, verify
+from pipelines.indexing.merge import Ranks
+from pipelines.indexing.position import Position
+from pipelines.indexing.spec import IndexSpec, Sums
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class BadBase(TidemarkError):
+    """A folder is not a base that this code can serve."""
+
+
+class Shard(NamedTuple):
+    """What a manifest says of one shard: its folder, its files and what they hold."""
+
+    name: str
+    files: tuple[FileEntry, ...]
+    counts: dict[str, int]
+
+
+class Manifest(NamedTuple):
+    """What is known of a base without opening it.
+
+    ``horizon_time_ms`` is the greatest broker time at the cut (None: no horizon). ``parameters`` are pinned values
+    that models and rankers read (a Gram matrix, IDF), ``models`` the model id of each base-only family, ``sources``
+    the snapshot of each table that was read.
+    """
+
+    index: str
+    version: str
+    lineage: str
+    cut: Position
+    horizon_time_ms: int | None
+    built_at: str
+    models: dict[str, str]
+    parameters: dict[str, Any]
+    sources: dict[str, int]
+    shards: tuple[Shard, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The shards' counts, added up."""
+        total: dict[str, int] = {}
+        for shard in self.shards:
+            for name, count in shard.counts.items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``manifest.json`` holds."""
+        return {
+            "format": FORMAT,
+            **self._asdict(),
+            "cut": self.cut.to_json(),
+            "counts": self.counts,
+            "shards": [{**s._asdict(), "files": [f._asdict() for f in s.files]} for s in self.shards],
+        }
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a base's manifest.
+
+    Raises:
+        BadBase: there is none, it cannot be read, or it has a format that this code does not know.
+    """
+    path = directory / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise BadBase(
+                f"{directory.name} has format {value['format']}; this code reads format {FORMAT}",
+                where=str(path),
+                remedy="build a new base",
+            )
+        shards = tuple(
+            Shard(s["name"], tuple(FileEntry(**f) for f in s["files"]), s["counts"]) for s in value["shards"]
+        )
+        fields = {name: value[name] for name in Manifest._fields if name not in ("cut", "shards")}
+        return Manifest(cut=positions.from_json(value["cut"]), shards=shards, **fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadBase(
+            f"{directory.name} has no readable {MANIFEST}: {error}", where=str(path), remedy="build a new base"
+        ) from error
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Verify the size and checksum of every file; raises ``BrokenArtifact`` naming the first that differs."""
+    for shard in manifest.shards:
+        for file in shard.files:
+            verify(directory / shard.name, file)
+
+
+class Found(NamedTuple):
+    """What a base knows of identities: whether at all, their ranks, and their row (-1: deleted or truncated)."""
+
+    is_known: np.ndarray
+    ranks: Ranks
+    row: np.ndarray
+
+
+class RowsShard:
+    """One mapped shard of an index that is read as ``Documents`` or ``Timeline``."""
+
+    def __init__(self, spec: IndexSpec, directory: Path) -> None:
+        self.directory = directory
+        keys = map_table(directory / "keys.arrow")
+        self.keys = Hashes(numbers(keys, "lookup"), numbers(keys, "check"))
+        self.starts = {f.name: numbers(keys, f"start_{f.name}") for f in spec.families}
+        self.ends = {f.name: numbers(keys, f"end_{f.name}") for f in spec.families}
+        self.key_bytes = keys.column("key")
+        self.rows = {f.name: map_table(directory / f"rows-{f.name}.arrow") for f in spec.families}
+        self.times = {name: numbers(rows, "time_ms") for name, rows in self.rows.items()}
+        self.identities = _Identities(map_table(directory / "identities.arrow"))
+        floors = map_table(directory / "floors.arrow")
+        self.floor_keys = Hashes(numbers(floors, "lookup"), numbers(floors, "check"))
+        self.floor_times, self.floor_ids = numbers(floors, "time_ms"), floors.column("id")
+
+
+class SumsShard:
+    """One mapped shard of an index that is read as ``Sums``: buckets of its keys, ranks of its identities."""
+
+    def __init__(self, spec: IndexSpec, directory: Path) -> None:
+        assert isinstance(spec.read, Sums)
+        count = len(spec.read.amounts)
+        keys = map_table(directory / "keys.arrow")
+        self.keys = Hashes(numbers(keys, "lookup"), numbers(keys, "check"))
+        self.starts, self.ends = numbers(keys, "start"), numbers(keys, "end")
+        self.key_bytes = keys.column("key")
+        buckets = map_table(directory / "buckets.arrow")
+        self.bucket_ms = numbers(buckets, "bucket_ms")
+        self.amounts = _amounts(buckets, count)
+        identities = map_table(directory / "identities.arrow")
+        self.identities = _Identities(identities)
+        self.contributed = Hashes(numbers(identities, "key_lookup"), numbers(identities, "key_check"))
+        self.contributed_bucket_ms = numbers(identities, "bucket_ms")
+        self.contributed_amounts = _amounts(identities, count)
+
+
+class _Identities:
+    """The ``identities`` file of a shard: sorted look-up hashes, checks, ranks, rows."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.hashes = Hashes(numbers(table, "lookup"), numbers(table, "check"))
+        self.versions = [numbers(table, n) if n in table.column_names else None for n in fact.VERSION_COLUMNS]
+        self.is_deleted = numbers(table, "is_deleted")
+        self.content_hash = numbers(table, "content_hash")
+        self.row = numbers(table, "row")
+
+    def ranks(self, at: np.ndarray) -> Ranks:
+        versions = np.zeros((len(at), 4), np.int64)
+        for i, column in enumerate(self.versions):
+            if column is not None:
+                versions[:, i] = column[at]
+        return Ranks(versions, self.is_deleted[at].astype(bool), self.content_hash[at])
+
+
+def _amounts(table: pa.Table, count: int) -> list[np.ndarray | None]:
+    names = [f"amount_{i}" for i in range(count)]
+    return [numbers(table, name) if name in table.column_names else None for name in names]
+
+
+class Base:
+    """An opened base. Immutable; safe to read from many threads."""
+
+    def __init__(self, spec: IndexSpec, manifest: Manifest | None, shards: tuple[Any, ...]) -> None:
+        self.spec = spec
+        self.manifest = manifest
+        self.shards = shards
+
+    @property
+    def version(self) -> str | None:
+        """The base version; None for the empty base that stands before the first build."""
+        return self.manifest.version if self.manifest else None
+
+    @property
+    def cut(self) -> Position:
+        """The position up to which this base holds everything."""
+        return self.manifest.cut if self.manifest else positions.EMPTY
+
+    @property
+    def horizon_from_ms(self) -> int | None:
+        """The earliest event time that is answered; None: no horizon. Sums round it up to a whole bucket."""
+        age_ms = getattr(self.spec.read, "age_ms", None)
+        if age_ms is None or self.manifest is None or self.manifest.horizon_time_ms is None:
+            return None
+        return horizon_from(self.spec, self.manifest.horizon_time_ms)
+
+    def identities(self, identities: Hashes, shard_by: Hashes) -> Found:
+        """What this base knows of identities; ``shard_by`` are the hashes that place them in shards."""
+        count = len(identities.lookup)
+        known, row = np.zeros(count, bool), np.full(count, -1, np.int64)
+        versions, deleted, content = np.zeros((count, 4), np.int64), np.zeros(count, bool), np.zeros(count, np.int64)
+        for shard, queries, at in self.locate(identities, shard_by):
+            ranked = shard.identities.ranks(at)
+            known[queries], row[queries] = True, shard.identities.row[at]
+            versions[queries], deleted[queries] = ranked.versions, ranked.is_deleted
+            content[queries] = ranked.content_hash
+        return Found(known, Ranks(versions, deleted, content), row)
+
+    def locate(self, identities: Hashes, shard_by: Hashes) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+        """For each shard that knows some of the identities: the shard, which of them, and where it has them."""
+        located = []
+        for shard, queries in self.split(shard_by):
+            at = fact.find(*shard.identities.hashes, identities.take(queries))
+            hit = at >= 0
+            if hit.any():
+                located.append((shard, queries[hit], at[hit]))
+        return located
+
+    def split(self, hashed: Hashes) -> list[tuple[Any, np.ndarray]]:
+        """Which of the hashes belong to which shard."""
+        if len(self.shards) <= 1:
+            return [(shard, np.arange(len(hashed.lookup))) for shard in self.shards]
+        numbers_ = fact.shard_of(hashed, len(self.shards))
+        return [(self.shards[n], np.flatnonzero(numbers_ == n)) for n in np.unique(numbers_)]
+
+
+def horizon_from(spec: IndexSpec, horizon_time_ms: int | None) -> int | None:
+    """Where the horizon of an index begins that ends at ``horizon_time_ms``; Sums round up to a whole bucket."""
+    age_ms = getattr(spec.read, "age_ms", None)
+    if age_ms is None or horizon_time_ms is None:
+        return None
+    start = horizon_time_ms - age_ms
+    if isinstance(spec.read, Sums):
+        return -(-start // spec.read.width_ms) * spec.read.width_ms
+    return start
+
+
+def empty(spec: IndexSpec) -> Base:
+    """What stands before the first build: no shard, no horizon, nothing cut off."""
+    return Base(spec, None, ())
+
+
+def open_base(spec: IndexSpec, directory: Path, *, verify_files: bool = True) -> Base:
+    """Map a base.
+
+    Raises:
+        BadBase: no manifest, an unknown format, or a base of another index.
+        BrokenArtifact: a file is missing or differs from its checksum.
+    """
+    manifest = read_manifest(directory)
+    if manifest.index != spec.name:
+        raise BadBase(f"{directory} is a base of {manifest.index!r}, not of {spec.name!r}", where=str(directory))
+    if verify_files:
+        check_files(directory, manifest)
+    kind = SumsShard if isinstance(spec.read, Sums) else RowsShard
+    try:
+        shards = tuple(kind(spec, directory / shard.name) for shard in manifest.shards)
+    except KeyError as error:
+        raise BrokenArtifact(
+            f"{directory.name} lacks a column: {error}", where=str(directory), remedy="build the base again"
+        ) from error
+    return Base(spec, manifest, shards)

@@ -1,0 +1,287 @@
+"""The delta: an append-only Delta Lake table of facts, one commit an epoch, made once; and the tail of its log.
+
+Belongs here: the table's layout, the writer with its guard, and reading epochs from a snapshot and from the log.
+Folding epochs is the overlay's; running a stream is ``streaming``'s.
+
+deltalake records an application's transaction version but does not enforce it: the writer compares it first and
+commits with the same handle, so that of two writers of an epoch one commits and the other finds it done.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from pipelines import failpoints
+from pipelines.errors import TidemarkError
+from pipelines.indexing import facts as fact
+from pipelines.indexing import position as positions
+from pipelines.indexing.position import Position
+from pipelines.indexing.spec import IndexSpec
+
+EPOCH_FIELDS = (
+    pa.field("stream", pa.string()),
+    pa.field("incarnation", pa.int64()),
+    pa.field("epoch", pa.int64()),
+    pa.field("marker", pa.string()),  # JSON of Marker on one row of each epoch, null on its facts
+)
+PARTITION = "epoch_date"
+COMMIT_ATTEMPTS = 20
+
+
+class DeltaConflict(TidemarkError):
+    """A commit lost against other writers again and again."""
+
+
+class Marker(NamedTuple):
+    """What an epoch says of itself, in a row of its own: where it read, what it found, when.
+
+    ``start`` and ``end`` name the partitions that had records, as [start, end). Times are ms since 1970; those of an
+    epoch without records are None.
+    """
+
+    stream: str
+    incarnation: int
+    epoch: int
+    start: Position
+    end: Position
+    records: int = 0
+    refused: int = 0
+    event_time_min_ms: int | None = None
+    event_time_max_ms: int | None = None
+    broker_time_min_ms: int | None = None
+    broker_time_max_ms: int | None = None
+    started_at_ms: int | None = None
+    decoded_at_ms: int | None = None
+    transformed_at_ms: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The epoch's name to people: stream/incarnation/epoch."""
+        return f"{self.stream}/{self.incarnation}/{self.epoch}"
+
+    def to_text(self) -> str:
+        """One line of JSON; ``read_marker`` reads it."""
+        fields = self._asdict() | {"start": self.start.to_json(), "end": self.end.to_json()}
+        return json.dumps(fields, separators=(",", ":"))
+
+
+class Epoch(NamedTuple):
+    """An epoch as it was committed: its marker and its facts (``facts.schema``)."""
+
+    marker: Marker
+    facts: pa.Table
+
+
+def read_marker(text: str) -> Marker:
+    """Read ``Marker.to_text``."""
+    fields = json.loads(text)
+    start, end = positions.from_json(fields.pop("start")), positions.from_json(fields.pop("end"))
+    return Marker(start=start, end=end, **fields)
+
+
+def schema(spec: IndexSpec) -> pa.Schema:
+    """The columns of an index's delta: the epoch's, the day of its commit, and the facts'."""
+    return pa.schema([*EPOCH_FIELDS, pa.field(PARTITION, pa.string()), *fact.schema(spec)])
+
+
+def table_path(root: Path, index: str, lineage: str) -> Path:
+    """Where the delta of a lineage lies."""
+    return root / index / lineage
+
+
+class DeltaWriter:
+    """Commits the epochs of streams to the delta of one index and lineage."""
+
+    def __init__(self, spec: IndexSpec, path: Path) -> None:
+        self.spec = spec
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._schema = schema(spec)
+        self._table = DeltaTable.create(
+            str(path),
+            Schema.from_arrow(self._schema),
+            mode="ignore",
+            partition_by=[PARTITION],
+            name=f"delta.{spec.name}",
+            configuration={"delta.appendOnly": "false", "delta.logRetentionDuration": "interval 7 days"},
+        )
+
+    def commit(self, marker: Marker, facts: pa.Table) -> bool:
+        """Commit an epoch: its facts and its marker, once.
+
+        Returns:
+            Whether this call committed it; False: it was there already.
+
+        Raises:
+            DeltaConflict: other writers won every attempt.
+        """
+        application = f"{marker.stream}/{marker.incarnation}"
+        action: AddAction | None = None
+        for attempt in range(COMMIT_ATTEMPTS):
+            self._table.update_incremental()
+            stored = self._table.transaction_version(application)
+            if stored is not None and stored >= marker.epoch:
+                if action is not None:
+                    (self.path / action.path).unlink(missing_ok=True)
+                return False
+            if action is None:
+                action = self._write_file(marker, facts)
+                failpoints.hit("delta.before_commit")
+            try:
+                self._table.create_write_transaction(
+                    [action],
+                    "append",
+                    self._table.schema(),
+                    partition_by=[PARTITION],
+                    commit_properties=CommitProperties(
+                        custom_metadata={"tidemark.epoch": marker.name},
+                        app_transactions=[Transaction(application, marker.epoch)],
+                    ),
+                )
+            except CommitFailedError:
+                time.sleep(0.01 * (attempt + 1))
+                continue
+            failpoints.hit("delta.after_commit")
+            return True
+        raise DeltaConflict(
+            f"epoch {marker.name} lost {COMMIT_ATTEMPTS} commits to other writers",
+            where=str(self.path),
+            remedy="stop the other writers of this delta",
+        )
+
+    def _write_file(self, marker: Marker, facts: pa.Table) -> AddAction:
+        """The epoch's data file: the marker's row, then its facts."""
+        day = datetime.datetime.now(datetime.UTC).date().isoformat()
+        name = f"{PARTITION}={day}/{marker.stream}-{marker.incarnation}-{marker.epoch}-{uuid.uuid4().hex}.parquet"
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = _epoch_rows(self.spec, marker, facts)
+        pq.write_table(rows, file, compression="zstd")
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        size = file.stat().st_size
+        return AddAction(name, size, {PARTITION: day}, int(time.time() * 1000), True, json.dumps({"numRecords": rows.num_rows}))
+
+
+def _epoch_rows(spec: IndexSpec, marker: Marker, facts: pa.Table) -> pa.Table:
+    conformed = fact.conform(facts, spec)
+    count = conformed.num_rows + 1
+    blank = pa.table({f.name: pa.nulls(1, f.type) for f in fact.schema(spec)}, schema=fact.schema(spec))
+    columns: dict[str, Any] = {
+        "stream": pa.array([marker.stream] * count, pa.string()),
+        "incarnation": pa.array(np.full(count, marker.incarnation)),
+        "epoch": pa.array(np.full(count, marker.epoch)),
+        "marker": pa.array([marker.to_text()] + [None] * (count - 1), pa.string()),
+    }
+    whole = pa.concat_tables([blank, conformed])
+    return pa.table(columns | {name: whole.column(name) for name in whole.column_names})
+
+
+def markers(path: Path, stream: str | None = None) -> list[Marker]:
+    """The markers of every epoch that a delta still holds, oldest first; none if there is no table."""
+    try:
+        table = DeltaTable(str(path))
+    except TableNotFoundError:
+        return []
+    found = []
+    for file in table.file_uris():
+        for text in pq.ParquetFile(file).read(columns=["marker"]).column("marker").drop_null().to_pylist():
+            found.append(read_marker(text))
+    chosen = [m for m in found if stream is None or m.stream == stream]
+    return sorted(chosen, key=lambda m: (m.stream, m.incarnation, m.epoch))
+
+
+class Tailer:
+    """Follows a delta: the epochs of its snapshot, then those of each new commit. One thread uses it."""
+
+    def __init__(self, spec: IndexSpec, path: Path) -> None:
+        self.spec = spec
+        self.path = path
+        self.version = -1  # of the log; -1: nothing was read yet
+
+    def head(self) -> int:
+        """The newest version of the log; -1 if there is no table yet."""
+        try:
+            return int(DeltaTable(str(self.path)).version())
+        except TableNotFoundError:
+            return -1
+
+    def snapshot(self) -> Iterator[Epoch]:
+        """Every epoch of the table as it is now; from here on ``poll`` gives what comes after."""
+        try:
+            table = DeltaTable(str(self.path))
+        except TableNotFoundError:
+            return
+        version = int(table.version())
+        for file in table.file_uris():
+            yield from self._read(Path(file))
+        self.version = version
+
+    def poll(self) -> list[Epoch]:
+        """The epochs of the next commit, or of a whole snapshot where the log was cleaned up; empty: nothing new.
+
+        Removals and rewrites are ignored: they do not change which facts were accepted.
+        """
+        if self.version < 0:
+            return list(self.snapshot())
+        entry = self.path / "_delta_log" / f"{self.version + 1:020d}.json"
+        try:
+            lines = entry.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return list(self.snapshot()) if self._was_cleaned_up() else []
+        epochs: list[Epoch] = []
+        for line in lines:
+            added = json.loads(line).get("add")
+            if added and added.get("dataChange", True):
+                epochs += self._read(self.path / added["path"])
+        self.version += 1
+        return epochs
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the log has a commit that was not read yet."""
+        following = self.path / "_delta_log" / f"{self.version + 1:020d}.json"
+        return following.exists()
+
+    def _was_cleaned_up(self) -> bool:
+        try:
+            text = (self.path / "_delta_log" / "_last_checkpoint").read_text(encoding="utf-8")
+            return int(json.loads(text)["version"]) > self.version
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+
+    def _read(self, file: Path) -> list[Epoch]:
+        """The epochs of one data file; a file that compaction wrote holds several."""
+        table = pq.ParquetFile(file).read()
+        is_fact = pc.is_null(table.column("marker"))
+        rows = table.filter(is_fact)
+        found = []
+        marked = [read_marker(text) for text in table.column("marker").drop_null().to_pylist()]
+        for marker in marked:
+            mine = rows
+            if len(marked) > 1:
+                same = pc.and_(
+                    pc.equal(rows.column("stream"), marker.stream),
+                    pc.and_(
+                        pc.equal(rows.column("incarnation"), marker.incarnation),
+                        pc.equal(rows.column("epoch"), marker.epoch),
+                    ),
+                )
+                mine = rows.filter(same)
+            found.append(Epoch(marker, fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), self.spec)))
+        return found

@@ -1,0 +1,245 @@
+"""Facts: what base input and delta rows are, in every index; their columns, their hashes, how a transform makes them.
+
+A fact is a row of an Arrow table or a Spark DataFrame: the fixed columns of ``FACT_FIELDS`` and one nullable struct
+column ``payload_<family>`` for each family of the index (docs/adr/0001). Merging facts is ``merge``'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.indexing.spec import IndexSpec
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+VERSION_COLUMNS = ("version_1", "version_2", "version_3", "version_4")
+
+FACT_FIELDS = (
+    pa.field("identity", pa.binary()),
+    pa.field("identity_hash", pa.binary()),  # sha256(identity)[:16]
+    pa.field("family", pa.string()),
+    *(pa.field(name, pa.int64()) for name in VERSION_COLUMNS),  # shorter versions end in zeros
+    pa.field("is_deleted", pa.bool_()),
+    pa.field("content_hash", pa.int64()),
+    pa.field("key", pa.binary()),
+    pa.field("key_hash", pa.binary()),  # sha256(key)[:16]
+    pa.field("id", pa.binary()),
+    pa.field("time_ms", pa.int64()),
+    pa.field("amounts", pa.list_(pa.int64())),
+)
+
+LOOKUP_BITS = 64
+"""How many bits of a hash are used to look it up. Only tests make it smaller, to force collisions: every look-up
+verifies the second 64 bits, so answers must not change."""
+
+
+class Hashes(NamedTuple):
+    """128-bit hashes as two columns: ``lookup`` uint64[n] to search by, ``check`` uint64[n] to verify."""
+
+    lookup: np.ndarray
+    check: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Hashes:
+        """The hashes of these rows."""
+        return Hashes(self.lookup[rows], self.check[rows])
+
+
+def payload_column(family: str) -> str:
+    """The name of the family's payload column in facts tables."""
+    return f"payload_{family}"
+
+
+def schema(spec: IndexSpec) -> pa.Schema:
+    """The Arrow schema of an index's facts."""
+    payloads = [pa.field(payload_column(f.name), pa.struct(list(f.schema))) for f in spec.families]
+    return pa.schema([*FACT_FIELDS, *payloads])
+
+
+def identity_bytes(parts: Sequence[bytes]) -> bytes:
+    """Parts joined, each behind its length (4 bytes, big-endian): ('a','bc') and ('ab','c') differ."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def hash_bytes(value: bytes) -> bytes:
+    """The 128-bit hash of an identity or a key: the first 16 bytes of its SHA-256, the same as Spark's ``sha2``."""
+    return hashlib.sha256(value).digest()[:16]
+
+
+def hashes(column: pa.ChunkedArray | pa.Array) -> Hashes:
+    """A column of 16-byte hashes as two uint64 columns."""
+    flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(flat, pa.ChunkedArray):
+        flat = pa.concat_arrays(flat.chunks)
+    if len(flat) == 0:
+        return Hashes(np.empty(0, np.uint64), np.empty(0, np.uint64))
+    fixed = flat.cast(pa.binary(16)) if flat.type != pa.binary(16) else flat
+    words = np.frombuffer(fixed.buffers()[1], dtype=">u8")[2 * fixed.offset : 2 * (fixed.offset + len(fixed))]
+    pairs = words.reshape(-1, 2).astype(np.uint64)
+    return Hashes(shorten(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+
+
+def hash_keys(keys: Iterable[bytes]) -> Hashes:
+    """The hashes of keys, in their order."""
+    digests = b"".join([hashlib.sha256(key).digest()[:16] for key in keys])
+    pairs = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
+    return Hashes(shorten(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+
+
+def shorten(lookup: np.ndarray) -> np.ndarray:
+    """The leading ``LOOKUP_BITS`` of look-up hashes."""
+    return np.ascontiguousarray(lookup >> np.uint64(64 - LOOKUP_BITS))
+
+
+def shard_of(hashed: Hashes, shard_count: int) -> np.ndarray:
+    """The shard of each hash, int64[n]; ``shard_column`` is the same in Spark."""
+    return ((hashed.check & np.uint64(0xFFFFFFFF)) % np.uint64(shard_count)).astype(np.int64)
+
+
+def shard_column(hash_column: str, shard_count: int) -> Column:
+    """The shard of a 16-byte hash, as a Spark expression."""
+    from pyspark.sql import functions as F
+
+    tail = F.conv(F.hex(F.substring(F.col(hash_column), 13, 4)), 16, 10).cast("bigint")
+    return F.pmod(tail, F.lit(shard_count)).cast("int")
+
+
+def find(sorted_lookup: np.ndarray, check: np.ndarray, queries: Hashes) -> np.ndarray:
+    """Where each query stands in a column sorted by look-up hash; int64[n], -1 for none.
+
+    ``check`` is aligned with ``sorted_lookup``. Runs of equal look-up hashes are searched one by one; they are rare.
+    """
+    if len(sorted_lookup) == 0:
+        return np.full(len(queries.lookup), -1, np.int64)
+    if len(queries.lookup) > 256:  # sorted queries walk the pages of a mapped column in order
+        order = np.argsort(queries.lookup)
+        found = np.empty(len(order), np.int64)
+        found[order] = _find(sorted_lookup, check, queries.take(order))
+        return found
+    return _find(sorted_lookup, check, queries)
+
+
+def _find(sorted_lookup: np.ndarray, check: np.ndarray, queries: Hashes) -> np.ndarray:
+    left = np.searchsorted(sorted_lookup, queries.lookup, side="left")
+    at = np.minimum(left, len(sorted_lookup) - 1)
+    found = np.where(
+        (sorted_lookup[at] == queries.lookup) & (check[at] == queries.check), left, np.int64(-1)
+    ).astype(np.int64)
+    collided = np.flatnonzero((found < 0) & (sorted_lookup[at] == queries.lookup))
+    for query in collided:
+        right = np.searchsorted(sorted_lookup, queries.lookup[query], side="right")
+        matches = np.flatnonzero(check[left[query] : right] == queries.check[query])
+        if len(matches):
+            found[query] = left[query] + matches[0]
+    return found
+
+
+def table(spec: IndexSpec, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """A facts table from plain rows: for loads by hand and tests.
+
+    Each row has ``family``, ``identity`` (the parts after the family, bytes), ``key``, ``version`` (1 to 4 integers),
+    ``content_hash`` and may have ``id``, ``time_ms``, ``is_deleted``, ``amounts``, ``payload`` (a dict).
+    """
+    columns: dict[str, list[Any]] = {field.name: [] for field in schema(spec)}
+    for row in rows:
+        identity = identity_bytes([row["family"].encode(), *row["identity"]])
+        version = (*row["version"], 0, 0, 0)[:4]
+        values = {
+            "identity": identity,
+            "identity_hash": hash_bytes(identity),
+            "family": row["family"],
+            **dict(zip(VERSION_COLUMNS, version, strict=True)),
+            "is_deleted": row.get("is_deleted", False),
+            "content_hash": row["content_hash"],
+            "key": row["key"],
+            "key_hash": hash_bytes(row["key"]),
+            "id": row.get("id", b""),
+            "time_ms": row.get("time_ms", 0),
+            "amounts": list(row.get("amounts", ())),
+            payload_column(row["family"]): row.get("payload"),
+        }
+        for name, column in columns.items():
+            column.append(values.get(name))
+    return pa.table(columns, schema=schema(spec))
+
+
+def conform(facts: pa.Table, spec: IndexSpec) -> pa.Table:
+    """The same facts with exactly the columns of the index: missing payloads null, types cast."""
+    target = schema(spec)
+    columns = [
+        facts.column(field.name).cast(field.type)
+        if field.name in facts.column_names
+        else pa.nulls(facts.num_rows, field.type)
+        for field in target
+    ]
+    return pa.table(columns, schema=target)
+
+
+def sources(facts: pa.Table, family: str) -> np.ndarray:
+    """The row numbers of a family's facts."""
+    return np.flatnonzero(pc.equal(facts.column("family"), family).to_numpy())
+
+
+def frame(
+    rows: DataFrame,
+    *,
+    family: str,
+    identity: Sequence[Column],
+    key: Column,
+    version: Sequence[Column],
+    is_deleted: Column,
+    content_hash: Column,
+    payload: Column,
+    id: Column | None = None,
+    time_ms: Column | None = None,
+    amounts: Sequence[Column] = (),
+) -> DataFrame:
+    """Facts of one family from the rows of a batch or micro-batch: what a transform ends with.
+
+    ``identity`` are the parts after the family, text or bytes; ``payload`` a struct of the family's schema (ignored
+    for tombstones). The same expressions run in batch and stream, and agree with ``table`` byte for byte.
+    """
+    from pyspark.sql import functions as F
+
+    def part(value: Column) -> Column:
+        data = value.cast("binary")
+        return F.concat(F.unhex(F.lpad(F.hex(F.octet_length(data)), 8, "0")), data)
+
+    def hashed(value: Column) -> Column:
+        return F.substring(F.unhex(F.sha2(value, 256)), 1, 16)
+
+    whole = F.concat(part(F.lit(family)), *[part(value) for value in identity])
+    padded = [*version, *[F.lit(0)] * (4 - len(version))]
+    summed = [value.cast("bigint") for value in amounts]
+    staged = rows.select(
+        whole.alias("identity"),
+        F.lit(family).alias("family"),
+        *[v.cast("bigint").alias(name) for v, name in zip(padded, VERSION_COLUMNS, strict=True)],
+        is_deleted.alias("is_deleted"),
+        content_hash.cast("bigint").alias("content_hash"),
+        key.cast("binary").alias("key"),
+        (id if id is not None else F.lit("")).cast("binary").alias("id"),
+        (time_ms if time_ms is not None else F.lit(0)).cast("bigint").alias("time_ms"),
+        (F.array(*summed) if summed else F.array().cast("array<bigint>")).alias("amounts"),
+        F.when(~is_deleted, payload).alias(payload_column(family)),
+    )
+    return staged.select(
+        "identity",
+        hashed(F.col("identity")).alias("identity_hash"),
+        "family",
+        *VERSION_COLUMNS,
+        "is_deleted",
+        "content_hash",
+        "key",
+        hashed(F.col("key")).alias("key_hash"),
+        "id",
+        "time_ms",
+        "amounts",
+        payload_column(family),
+    )

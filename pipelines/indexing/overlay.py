@@ -1,0 +1,89 @@
+"""An overlay: a base and what its delta has after the base's cut, followed as it grows.
+
+Belongs here: which epochs are folded, in what portions, up to which bound. The folding itself is ``rows``' and
+``sums``'; when to swap is ``replica``'s. One thread drives an overlay; any number read ``view``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.indexing import position as positions
+from pipelines.indexing.base import Base
+from pipelines.indexing.delta import Epoch, Tailer
+from pipelines.indexing.position import Position
+from pipelines.indexing.view import View, view
+
+PORTION_FACTS = 50_000
+"""While catching up, so many facts are folded at once: few runs to merge, and bounded memory."""
+
+
+class Overlay:
+    """Folds the epochs that are not wholly at or before the base's cut; ``view`` is always whole."""
+
+    def __init__(self, base: Base, path: Path | None, max_facts: int) -> None:
+        """``path``: the delta of the base's lineage; None: the base is served alone."""
+        self.view: View = view(base)
+        self.max_facts = max_facts
+        self._tailer = Tailer(base.spec, path) if path else None
+        self._last_epoch: str | None = None
+
+    @property
+    def last_epoch(self) -> str | None:
+        """The name of the epoch that was folded last."""
+        return self._last_epoch
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the declared bound is reached: nothing more is folded until a new base is served."""
+        return self.view.overlay_facts >= self.max_facts
+
+    @property
+    def log_version(self) -> int:
+        """The version of the delta's log up to which epochs were folded; -1: none."""
+        return self._tailer.version if self._tailer else -1
+
+    def head(self) -> int:
+        """The newest version of the delta's log."""
+        return self._tailer.head() if self._tailer else -1
+
+    def catch_up(self) -> None:
+        """Fold all that the delta has now."""
+        if self._tailer is None:
+            return
+        if self._tailer.version < 0:
+            self._fold(self._tailer.snapshot())
+        while self.advance():
+            pass
+
+    def advance(self) -> bool:
+        """Fold what the delta's next commit holds; returns whether there was one."""
+        if self._tailer is None or self.is_full:
+            return False
+        before = self._tailer.version
+        epochs = self._tailer.poll()
+        self._fold(epochs)
+        return self._tailer.version > before
+
+    def _fold(self, epochs: Iterable[Epoch]) -> None:
+        waiting: list[Epoch] = []
+        count = 0
+        for epoch in epochs:
+            if self.view.base.cut.covers(epoch.marker.end):
+                continue
+            waiting.append(epoch)
+            count += epoch.facts.num_rows
+            if count >= PORTION_FACTS:
+                self._fold_portion(waiting)
+                waiting, count = [], 0
+        if waiting:
+            self._fold_portion(waiting)
+
+    def _fold_portion(self, epochs: list[Epoch]) -> None:
+        facts = pa.concat_tables([epoch.facts for epoch in epochs])
+        end: Position = positions.merge_all(epoch.marker.end for epoch in epochs)
+        self.view = self.view.folded(facts, end)
+        self._last_epoch = epochs[-1].marker.name

@@ -1,0 +1,191 @@
+"""What an index declares: families of columns, how it is read, and its access paths.
+
+Belongs here: the declaration and what follows from it alone (schemas, lineage, mistakes in it). A new index is one
+module that builds an ``IndexSpec``, and one line in ``pipelines.indices``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from pipelines.errors import TidemarkError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class BadSpec(TidemarkError):
+    """An index declares something that does not fit together."""
+
+
+class State(Protocol):
+    """What a transform may look up: named tables, as they stood at one point. It only moves forward."""
+
+    def table(self, name: str) -> DataFrame:
+        """The named table as a DataFrame."""
+        ...
+
+
+class NoState:
+    """The state of transforms that look nothing up."""
+
+    def table(self, name: str) -> DataFrame:
+        """Raises ``BadSpec``: there is no state here."""
+        raise BadSpec(f"a transform looks up {name!r}, but was given no state", remedy="give the stream or build a State")
+
+
+class Family(NamedTuple):
+    """A column family: facts of one schema, from one stream or (``stream=None``) from batch alone."""
+
+    name: str
+    schema: pa.Schema
+    stream: str | None
+    transform: Callable[[DataFrame, State], DataFrame]
+
+
+class Documents(NamedTuple):
+    """The families of a key, joined. Without a live fact in ``presence`` there is no document."""
+
+    presence: str
+
+
+class Timeline(NamedTuple):
+    """A key's events by (time, id), newest first; the first family is the event, others are joined to it by id.
+
+    ``age_ms`` counts back from the greatest broker time at the base's cut; ``count`` is the number of newest events
+    that a base keeps for a key. None: no limit.
+    """
+
+    age_ms: int | None = None
+    count: int | None = None
+
+
+class Sums(NamedTuple):
+    """Sums of ``amounts`` by key and time bucket of ``width_ms``, inside the horizon of ``age_ms`` (None: all)."""
+
+    width_ms: int
+    amounts: tuple[str, ...]
+    age_ms: int | None = None
+
+
+class Forward(NamedTuple):
+    """Columns of a family that can be read for many documents at once."""
+
+    family: str
+    columns: tuple[str, ...]
+
+
+class Inverted(NamedTuple):
+    """Posting lists: the documents whose ``column`` of ``family`` equals a term."""
+
+    name: str
+    family: str
+    column: str
+
+
+class Vector(NamedTuple):
+    """Nearest neighbours by inner product over a base-only family's column of float32[dimensions]."""
+
+    name: str
+    family: str
+    column: str
+    dimensions: int
+
+
+Read = Documents | Timeline | Sums
+Access = Forward | Inverted | Vector
+
+
+class IndexSpec(NamedTuple):
+    """An index: everything that builder, delta, overlay, view, checks and tests need to know about it."""
+
+    name: str
+    families: tuple[Family, ...]
+    read: Read
+    access: tuple[Access, ...] = ()
+
+    def family(self, name: str) -> Family:
+        """The family of that name; raises ``BadSpec`` naming those there are."""
+        for family in self.families:
+            if family.name == name:
+                return family
+        raise BadSpec(
+            f"index {self.name!r} has no family {name!r}",
+            remedy="it has: " + ", ".join(f.name for f in self.families),
+        )
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that feed this index, each once."""
+        return tuple(dict.fromkeys(f.stream for f in self.families if f.stream is not None))
+
+
+def check(spec: IndexSpec) -> IndexSpec:
+    """The same spec, or ``BadSpec`` with the first thing in it that does not fit together."""
+    names = [f.name for f in spec.families]
+    if not names or len(set(names)) != len(names):
+        raise BadSpec(f"index {spec.name!r} needs families with different names; it has {names}")
+    if isinstance(spec.read, Documents):
+        spec.family(spec.read.presence)
+    elif spec.access:
+        raise BadSpec(f"index {spec.name!r}: only an index that is read as Documents has access paths")
+    if isinstance(spec.read, Sums) and (spec.read.width_ms <= 0 or not spec.read.amounts):
+        raise BadSpec(f"index {spec.name!r}: Sums need a positive width_ms and at least one amount")
+    for access in spec.access:
+        _check_access(spec, access)
+    return spec
+
+
+def _check_access(spec: IndexSpec, access: Access) -> None:
+    family = spec.family(access.family)
+    columns = access.columns if isinstance(access, Forward) else (access.column,)
+    for column in columns:
+        if column not in family.schema.names:
+            raise BadSpec(
+                f"index {spec.name!r}: family {family.name!r} has no column {column!r}",
+                remedy="it has: " + ", ".join(family.schema.names),
+            )
+    if isinstance(access, Vector):
+        wanted = pa.list_(pa.float32())
+        if family.stream is not None or family.schema.field(access.column).type != wanted:
+            raise BadSpec(
+                f"index {spec.name!r}: vector {access.name!r} needs a base-only family with a column of {wanted}"
+            )
+
+
+def lineage(spec: IndexSpec) -> str:
+    """Fingerprint of an index's transforms and schemas: 12 hexadecimal digits.
+
+    Comments and docstrings do not count, so that explaining a transform does not begin a new lineage. The whole
+    module of a transform counts, because its helper functions do.
+    """
+    described = {
+        "name": spec.name,
+        "read": [type(spec.read).__name__, *map(str, spec.read)],
+        "families": [
+            [f.name, str(f.schema.remove_metadata()), f.stream, _code(f.transform)] for f in spec.families
+        ],
+    }
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _code(function: Callable[..., object]) -> str:
+    target = inspect.getmodule(function) or function
+    tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+            ]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -1,0 +1,259 @@
+"""Hot streams: Kafka records to facts in the deltas, epoch by epoch, through the same transforms as in batch.
+
+Belongs here: incarnations, one epoch's way from records to commits, and starting the query. Hosting and restarting
+queries is the streaming process's; what a record must be is its contract's, which a stream is given as ``decode``.
+
+An incarnation is one life of a checkpoint. A checkpoint that is gone, or a topic that was made again, begins a new one
+at the position that was committed last: what is read twice is the same fact, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.indexing import delta
+from pipelines.indexing import facts as fact
+from pipelines.indexing import position as positions
+from pipelines.indexing.delta import DeltaWriter, Marker
+from pipelines.indexing.files import replace_text
+from pipelines.indexing.position import Position
+from pipelines.indexing.spec import IndexSpec, NoState, State, lineage
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming import StreamingQuery
+
+log = logging.getLogger(__name__)
+REASON = "_reason"
+EARLIEST = -2  # Kafka's own number for the first offset that is there
+
+
+class HotStream(NamedTuple):
+    """One Structured Streaming query: topics under one contract, decoded, for all families that name the stream.
+
+    ``decode`` takes records (provenance, key, value) to rows with the provenance columns and ``_reason``, which is null
+    in accepted rows; the refused ones are the archive stream's to keep.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    decode: Callable[[DataFrame], DataFrame]
+
+
+class Committed(NamedTuple):
+    """The last incarnation that committed something (0: none), and the position up to which all is committed."""
+
+    incarnation: int
+    position: Position
+
+
+class Incarnation(NamedTuple):
+    """A life of a checkpoint: its number, its folder, and where Spark begins if the folder is new."""
+
+    number: int
+    checkpoint: Path
+    starting_offsets: str
+
+
+def begin(
+    checkpoints: Path, name: str, topic_ids: Mapping[str, str], committed: Callable[[], Committed], partitions: int
+) -> Incarnation:
+    """Go on with a stream's incarnation, or begin a new one.
+
+    Args:
+        checkpoints: The folder of all checkpoints.
+        name: The stream's.
+        topic_ids: The id of each of its topics by name.
+        committed: What the stream's target holds; asked only when it is needed.
+        partitions: How many partitions a topic has at least; those without a committed offset start at the earliest.
+    """
+    folder = checkpoints / name
+    stored = _stored(folder / "incarnation.json")
+    if stored and stored["topic_ids"] == dict(topic_ids):
+        checkpoint = folder / str(stored["number"])
+        if any((checkpoint / "offsets").glob("[0-9]*")) or committed().incarnation < stored["number"]:
+            return Incarnation(stored["number"], checkpoint, stored["starting_offsets"])
+    held = committed()
+    number = max(held.incarnation, stored["number"] if stored else 0) + 1
+    offsets = {
+        topic: {
+            str(p): held.position.topics.get(topic_id, {}).get(p) or EARLIEST
+            for p in range(max([partitions, *(q + 1 for q in held.position.topics.get(topic_id, {}))]))
+        }
+        for topic, topic_id in topic_ids.items()
+    }
+    incarnation = Incarnation(number, folder / str(number), json.dumps(offsets))
+    replace_text(
+        folder / "incarnation.json",
+        json.dumps({"number": number, "topic_ids": dict(topic_ids), "starting_offsets": incarnation.starting_offsets}),
+    )
+    log.info("%s begins incarnation %d at %s", name, number, incarnation.starting_offsets)
+    return incarnation
+
+
+def records(
+    spark: SparkSession, servers: str, topic_ids: Mapping[str, str], starting_offsets: str, max_rows: int
+) -> DataFrame:
+    """The records of topics as a stream: provenance (topic_id, partition, offset, broker_time …), key and value."""
+    from pyspark.sql import functions as F
+
+    source = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", servers)
+        .option("subscribe", ",".join(topic_ids))
+        .option("startingOffsets", starting_offsets)
+        .option("maxOffsetsPerTrigger", max_rows)
+        .option("failOnDataLoss", "true")
+        .load()
+    )
+    topic_id = F.create_map(*[F.lit(text) for pair in topic_ids.items() for text in pair])[F.col("topic")]
+    return source.select(
+        F.col("topic"),
+        topic_id.alias("topic_id"),
+        "partition",
+        "offset",
+        F.lit(None).cast("string").alias("load_id"),
+        F.lit(None).cast("bigint").alias("load_row"),
+        F.col("timestamp").alias("broker_time"),
+        "key",
+        "value",
+    )
+
+
+class HotStreamRun:
+    """A hot stream on its deltas: begins incarnations and runs epochs."""
+
+    def __init__(
+        self,
+        stream: HotStream,
+        specs: Iterable[IndexSpec],
+        *,
+        deltas: Path,
+        checkpoints: Path,
+        state: State | None = None,
+    ) -> None:
+        """``specs``: all indices; those with a family on this stream are fed."""
+        self.stream = stream
+        self.specs = [spec for spec in specs if stream.name in spec.streams]
+        self._deltas = deltas
+        self._checkpoints = checkpoints
+        self._state = state or NoState()
+        self._writers: dict[str, DeltaWriter] = {}
+
+    def start(
+        self,
+        spark: SparkSession,
+        *,
+        servers: str,
+        topic_ids: Mapping[str, str],
+        partitions: int,
+        trigger_ms: int,
+        max_rows: int,
+    ) -> StreamingQuery:
+        """Start the query; its epochs run until it is stopped or fails."""
+        self._writers = {spec.name: DeltaWriter(spec, self._path(spec)) for spec in self.specs}
+        life = begin(self._checkpoints, self._checkpoint_name(), topic_ids, self.committed, partitions)
+        source = records(spark, servers, topic_ids, life.starting_offsets, max_rows)
+
+        def run(batch: DataFrame, epoch: int) -> None:
+            self.run_epoch(batch, epoch, life.number)
+
+        writer = source.writeStream.foreachBatch(run).queryName(self.stream.name)
+        writer = writer.option("checkpointLocation", str(life.checkpoint))
+        return writer.trigger(processingTime=f"{trigger_ms} milliseconds").start()
+
+    def run_epoch(self, batch: DataFrame, epoch: int, incarnation: int) -> Marker:
+        """Take one micro-batch of records to facts in every delta of the stream; what is committed already stays."""
+        started_at_ms = _now_ms()
+        decoded = self.stream.decode(batch).toArrow()
+        decoded_at_ms = _now_ms()
+        is_accepted = pc.is_null(decoded.column(REASON))
+        accepted = decoded.filter(is_accepted).drop_columns([REASON])
+        start, end = read_range(decoded)
+        marker = Marker(
+            stream=self.stream.name,
+            incarnation=incarnation,
+            epoch=epoch,
+            start=start,
+            end=end,
+            records=decoded.num_rows,
+            refused=decoded.num_rows - accepted.num_rows,
+            event_time_min_ms=_extreme(accepted, "event_time", pc.min),
+            event_time_max_ms=_extreme(accepted, "event_time", pc.max),
+            broker_time_min_ms=_extreme(decoded, "broker_time", pc.min),
+            broker_time_max_ms=_extreme(decoded, "broker_time", pc.max),
+            started_at_ms=started_at_ms,
+            decoded_at_ms=decoded_at_ms,
+        )
+        rows = batch.sparkSession.createDataFrame(accepted)
+        for spec in self.specs:
+            facts = self.facts(spec, rows) if accepted.num_rows else fact.schema(spec).empty_table()
+            writer = self._writers.setdefault(spec.name, DeltaWriter(spec, self._path(spec)))
+            writer.commit(marker._replace(transformed_at_ms=_now_ms()), facts)
+        return marker
+
+    def facts(self, spec: IndexSpec, rows: DataFrame) -> pa.Table:
+        """The facts that rows make in an index, of all its families on this stream."""
+        parts = [
+            fact.conform(family.transform(rows, self._state).toArrow(), spec)
+            for family in spec.families
+            if family.stream == self.stream.name
+        ]
+        return pa.concat_tables(parts)
+
+    def committed(self) -> Committed:
+        """What the deltas hold of this stream: the least position of them all."""
+        found = [delta.markers(self._path(spec), self.stream.name) for spec in self.specs]
+        number = max((m.incarnation for markers in found for m in markers), default=0)
+        each = [positions.merge_all(m.end for m in markers) for markers in found]
+        return Committed(number, positions.meet_all(each))
+
+    def _path(self, spec: IndexSpec) -> Path:
+        return delta.table_path(self._deltas, spec.name, lineage(spec))
+
+    def _checkpoint_name(self) -> str:
+        """A new lineage of any index has its own checkpoint."""
+        lineages = ",".join(f"{spec.name}={lineage(spec)}" for spec in self.specs)
+        return f"{self.stream.name}-{hashlib.sha256(lineages.encode()).hexdigest()[:8]}"
+
+
+def read_range(rows: pa.Table) -> tuple[Position, Position]:
+    """The positions [start, end) of the partitions that rows with provenance are from."""
+    grouped = rows.group_by(["topic_id", "partition"]).aggregate([("offset", "min"), ("offset", "max")])
+    start: dict[str, dict[int, int]] = {}
+    end: dict[str, dict[int, int]] = {}
+    for row in grouped.to_pylist():
+        start.setdefault(row["topic_id"], {})[row["partition"]] = row["offset_min"]
+        end.setdefault(row["topic_id"], {})[row["partition"]] = row["offset_max"] + 1
+    return Position(start), Position(end)
+
+
+def _extreme(rows: pa.Table, column: str, which: Callable[[pa.ChunkedArray], pa.Scalar]) -> int | None:
+    if column not in rows.column_names or not rows.num_rows:
+        return None
+    times = rows.column(column).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    value = which(times).as_py()
+    return None if value is None else value // 1000
+
+
+def _stored(path: Path) -> dict | None:  # type: ignore[type-arg]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+__all__: Sequence[str] = ["Committed", "HotStream", "HotStreamRun", "Incarnation", "begin", "read_range", "records"]

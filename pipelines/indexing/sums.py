@@ -1,0 +1,388 @@
+"""Base and overlay read as one: sums by key and time bucket.
+
+Belongs here: the overlay's runs of sums, folding facts into them, and the view. A fact that changes an identity takes
+back, from the old key and bucket, exactly what stood for it, and adds what stands now; so a run holds the rank and
+contribution of the identities it changed, and signed adjustments by key and bucket. Documents and timelines are
+``rows``'; runs are kept and merged in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import TidemarkError
+from pipelines.indexing import facts as fact
+from pipelines.indexing.base import Base, SumsShard
+from pipelines.indexing.build import SumOverflow, amounts_matrix, contributing, run_starts, try_sum_runs
+from pipelines.indexing.facts import Hashes, hash_keys, hashes
+from pipelines.indexing.merge import Ranks, greater, merge, ranks
+from pipelines.indexing.position import Position
+from pipelines.indexing.spec import Sums
+
+INT64_MAX, INT64_MIN = 2**63 - 1, -(2**63)
+
+
+class WindowTooEarly(TidemarkError):
+    """A window begins before the horizon, where sums are no longer known."""
+
+
+class Contributions(NamedTuple):
+    """What identities add: ``keys`` (hashes), ``bucket_ms`` int64[n], ``amounts`` int64[n, a]; none where
+    ``is_counted`` is False."""
+
+    keys: Hashes
+    bucket_ms: np.ndarray
+    amounts: np.ndarray
+    is_counted: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Contributions:
+        """The contributions of these rows."""
+        return Contributions(self.keys.take(rows), self.bucket_ms[rows], self.amounts[rows], self.is_counted[rows])
+
+
+class Adjustments(NamedTuple):
+    """Signed sums by (key, bucket), sorted by key hash and bucket; ``key`` is null where only a base knows it.
+
+    A (key, bucket) has one row, or several where their sum does not fit into 64 bits: folding never fails, and a later
+    fact may bring the sum back into range. Whoever reads it adds up exactly.
+    """
+
+    keys: Hashes
+    key: pa.Array
+    bucket_ms: np.ndarray
+    amounts: np.ndarray
+
+
+class Run(NamedTuple):
+    """An immutable, merged piece of an overlay of sums; identities are sorted by look-up hash."""
+
+    identities: Hashes
+    ranks: Ranks
+    contributions: Contributions
+    adjustments: Adjustments
+
+    def __len__(self) -> int:
+        return len(self.identities.lookup)
+
+
+class SumsView:
+    """Sums by key and bucket, of an immutable pair of base and runs."""
+
+    def __init__(self, base: Base, position: Position | None = None, runs: tuple[Run, ...] = ()) -> None:
+        assert isinstance(base.spec.read, Sums)
+        self.spec = base.spec
+        self.base = base
+        self.runs = runs
+        self.position = base.cut if position is None else position
+        self._read: Sums = base.spec.read
+
+    @property
+    def overlay_facts(self) -> int:
+        """How many facts the overlay holds."""
+        return sum(len(run) for run in self.runs)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The parameters pinned with the base; empty before the first."""
+        return self.base.manifest.parameters if self.base.manifest else {}
+
+    def folded(self, facts: pa.Table, position: Position) -> Self:
+        """A new view with these facts folded in, standing on ``position``."""
+        runs = _fold(self.base, self.runs, facts) if facts.num_rows else self.runs
+        return type(self)(self.base, self.position.merge(position), runs)
+
+    def sums(self, key: bytes, from_ms: int | None = None, to_ms: int | None = None) -> dict[int, tuple[int, ...]]:
+        """The sums of a key: bucket start (ms) → amounts, ascending; buckets of only zeros are left out.
+
+        Buckets count that begin in [from_ms, to_ms); None: no bound.
+
+        Raises:
+            WindowTooEarly: ``from_ms`` lies before the horizon.
+            SumOverflow: a sum leaves the range of int64.
+        """
+        self._check_window(from_ms)
+        hashed = hash_keys([key])
+        total: dict[int, list[int]] = {}
+        for shard, _, at in _keys(self.base, hashed):
+            rows = np.arange(shard.starts[at[0]], shard.ends[at[0]])
+            rows = rows[_inside(shard.bucket_ms[rows], from_ms, to_ms)]
+            _add(total, shard.bucket_ms[rows], _dense(shard.amounts, rows))
+        for run in self.runs:
+            adjusted = run.adjustments
+            left = np.searchsorted(adjusted.keys.lookup, hashed.lookup[0], side="left")
+            right = np.searchsorted(adjusted.keys.lookup, hashed.lookup[0], side="right")
+            rows = left + np.flatnonzero(adjusted.keys.check[left:right] == hashed.check[0])
+            rows = rows[_inside(adjusted.bucket_ms[rows], from_ms, to_ms)]
+            _add(total, adjusted.bucket_ms[rows], adjusted.amounts[rows])
+        return {bucket: _checked(total[bucket]) for bucket in sorted(total) if any(total[bucket])}
+
+    def top(
+        self, weights: Sequence[int], k: int, from_ms: int | None = None, to_ms: int | None = None
+    ) -> list[tuple[bytes, int]]:
+        """The ``k`` keys of greatest weighted sum in [from_ms, to_ms), if it is above 0; ties by key.
+
+        Args:
+            weights: One for each amount.
+        """
+        self._check_window(from_ms)
+        weight = np.asarray(weights, np.int64)
+        adjusted = self._adjusted_totals(weight, from_ms, to_ms)
+        found: list[tuple[bytes, int]] = []
+        for shard in self.base.shards:
+            totals = _shard_totals(shard, tuple(weights), from_ms, to_ms)
+            touched = [n for (s, n) in adjusted.base if s is shard]
+            if touched:
+                totals = totals.copy()
+                totals[touched] = [
+                    _checked([int(totals[n]) + adjusted.base[(shard, n)]])[0] for n in touched
+                ]
+            chosen = np.flatnonzero(totals > 0)
+            if len(chosen) > k:
+                least = np.partition(totals[chosen], len(chosen) - k)[len(chosen) - k]
+                chosen = chosen[totals[chosen] >= least]
+            found += zip(shard.key_bytes.take(chosen).to_pylist(), totals[chosen].tolist(), strict=True)
+        found += [(key, total) for key, total in adjusted.new.items() if total > 0]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+    @property
+    def latest_bucket_ms(self) -> int | None:
+        """The start of the newest bucket in which something stands or stood; None where there is none."""
+        newest = [_latest(shard) for shard in self.base.shards if len(shard.bucket_ms)]
+        newest += [int(run.adjustments.bucket_ms.max()) for run in self.runs if len(run.adjustments.bucket_ms)]
+        return max(newest, default=None)
+
+    def _check_window(self, from_ms: int | None) -> None:
+        horizon = self.base.horizon_from_ms
+        if horizon is not None and (from_ms is None or from_ms < horizon):
+            raise WindowTooEarly(
+                f"the window begins before the horizon of {self.spec.name!r}, at {horizon} ms",
+                remedy=f"begin at {horizon} ms or later",
+            )
+
+    def _adjusted_totals(self, weight: np.ndarray, from_ms: int | None, to_ms: int | None) -> _Adjusted:
+        by_key: dict[tuple[int, int], int] = {}
+        names: dict[tuple[int, int], bytes] = {}
+        for run in self.runs:
+            keys, key, bucket_ms, amounts = run.adjustments
+            rows = np.flatnonzero(_inside(bucket_ms, from_ms, to_ms))
+            totals = _weighted(amounts[rows], weight)
+            pairs = zip(keys.lookup[rows].tolist(), keys.check[rows].tolist(), strict=True)
+            for pair, total, name in zip(pairs, totals.tolist(), key.take(rows).to_pylist(), strict=True):
+                by_key[pair] = by_key.get(pair, 0) + total
+                if name is not None:
+                    names[pair] = name
+        pairs_ = list(by_key)
+        hashed = Hashes(np.array([p[0] for p in pairs_], np.uint64), np.array([p[1] for p in pairs_], np.uint64))
+        base: dict[tuple[SumsShard, int], int] = {}
+        known: set[int] = set()
+        for shard, queries, at in _keys(self.base, hashed):
+            for query, number in zip(queries.tolist(), at.tolist(), strict=True):
+                base[(shard, number)] = by_key[pairs_[query]]
+                known.add(query)
+        new = {names[p]: _checked([by_key[p]])[0] for n, p in enumerate(pairs_) if n not in known and p in names}
+        return _Adjusted(base, new)
+
+
+class _Adjusted(NamedTuple):
+    base: dict[tuple[SumsShard, int], int]
+    new: dict[bytes, int]
+
+
+def _fold(base: Base, runs: tuple[Run, ...], facts: pa.Table) -> tuple[Run, ...]:
+    read = base.spec.read
+    assert isinstance(read, Sums)
+    facts = merge(fact.conform(facts, base.spec))
+    identities, ranked = hashes(facts.column("identity_hash")), ranks(facts)
+    buckets = facts.column("time_ms").to_numpy() // read.width_ms * read.width_ms
+    now = Contributions(
+        hashes(facts.column("key_hash")),
+        buckets,
+        amounts_matrix(facts, len(read.amounts)),
+        contributing(facts, buckets, base.horizon_from_ms),
+    )
+    known = base.identities(identities, identities)
+    keep = ~known.is_known | greater(ranked, known.ranks)
+    before = _base_contributions(base, identities, len(read.amounts))
+    for run in runs:  # oldest first: what a newer run says of an identity replaces what older ones say
+        at = fact.find(*run.identities, identities)
+        hit = np.flatnonzero(at >= 0)
+        keep[hit] &= greater(ranked.take(hit), run.ranks.take(at[hit]))
+        for mine, theirs in zip(_arrays(before), _arrays(run.contributions), strict=True):
+            mine[hit] = theirs[at[hit]]
+    rows = np.flatnonzero(keep)
+    if not len(rows):
+        return runs
+    added, taken = now.take(rows), before.take(rows)
+    key = facts.column("key").take(rows).combine_chunks()
+    adjustments = _adjustments(added, key, taken)
+    return _compact((*runs, Run(identities.take(rows), ranked.take(rows), added, adjustments)))
+
+
+def _arrays(c: Contributions) -> tuple[np.ndarray, ...]:
+    return (c.keys.lookup, c.keys.check, c.bucket_ms, c.amounts, c.is_counted)
+
+
+def _base_contributions(base: Base, identities: Hashes, amount_count: int) -> Contributions:
+    n = len(identities.lookup)
+    found = Contributions(
+        Hashes(np.zeros(n, np.uint64), np.zeros(n, np.uint64)),
+        np.zeros(n, np.int64),
+        np.zeros((n, amount_count), np.int64),
+        np.zeros(n, bool),
+    )
+    for shard, queries, at in base.locate(identities, identities):
+        found.keys.lookup[queries] = shard.contributed.lookup[at]
+        found.keys.check[queries] = shard.contributed.check[at]
+        found.bucket_ms[queries] = shard.contributed_bucket_ms[at]
+        found.amounts[queries] = _dense(shard.contributed_amounts, at)
+        found.is_counted[queries] = shard.identities.row[at] >= 0
+    return found
+
+
+def _adjustments(added: Contributions, key: pa.Array, taken: Contributions) -> Adjustments:
+    plus, minus = np.flatnonzero(added.is_counted), np.flatnonzero(taken.is_counted)
+    up, down = added.take(plus), taken.take(minus)
+    return _grouped(
+        Hashes(
+            np.concatenate([up.keys.lookup, down.keys.lookup]), np.concatenate([up.keys.check, down.keys.check])
+        ),
+        pa.concat_arrays([key.take(plus).cast(pa.large_binary()), pa.nulls(len(minus), pa.large_binary())]),
+        np.concatenate([up.bucket_ms, down.bucket_ms]),
+        np.concatenate([up.amounts, -down.amounts]),
+    )
+
+
+def _grouped(keys: Hashes, key: pa.Array, bucket_ms: np.ndarray, amounts: np.ndarray) -> Adjustments:
+    """Adjustments added up by (key, bucket); of a group's names a given one is kept."""
+    is_unnamed = key.is_null().to_numpy(zero_copy_only=False)
+    order = np.lexsort((is_unnamed, bucket_ms, keys.check, keys.lookup))
+    keys, bucket_ms = keys.take(order), bucket_ms[order]
+    amounts = amounts[order]
+    starts = run_starts(keys.lookup, keys.check, bucket_ms)
+    summed, is_overflow = try_sum_runs(amounts, starts)
+    if is_overflow.any():
+        lengths = np.diff(np.append(starts, len(amounts)))
+        apart = np.flatnonzero(np.repeat(is_overflow, lengths))
+        rows = np.concatenate([starts[~is_overflow], apart])
+        summed = np.concatenate([summed[~is_overflow], amounts[apart]])
+        by_key = np.argsort(rows, kind="stable")
+        starts, summed = rows[by_key], summed[by_key]
+    return Adjustments(keys.take(starts), key.take(pa.array(order[starts])), bucket_ms[starts], summed)
+
+
+def _compact(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    while len(runs) >= 2 and 2 * len(runs[-1]) >= len(runs[-2]):
+        runs = (*runs[:-2], _merged(*runs[-2:]))
+    return runs
+
+
+def _merged(older: Run, newer: Run) -> Run:
+    is_superseded = np.zeros(len(older), bool)
+    at = fact.find(*older.identities, newer.identities)
+    is_superseded[at[at >= 0]] = True
+    rest = np.flatnonzero(~is_superseded)
+    lookup = np.concatenate([older.identities.lookup[rest], newer.identities.lookup])
+    order = np.argsort(lookup, kind="stable")
+
+    def both(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        return np.concatenate([mine[rest], theirs])[order]
+
+    def hashed(mine: Hashes, theirs: Hashes) -> Hashes:
+        return Hashes(both(mine.lookup, theirs.lookup), both(mine.check, theirs.check))
+
+    old, new = older.contributions, newer.contributions
+    a, b = older.adjustments, newer.adjustments
+    return Run(
+        hashed(older.identities, newer.identities),
+        Ranks(*(both(mine, theirs) for mine, theirs in zip(older.ranks, newer.ranks, strict=True))),
+        Contributions(
+            hashed(old.keys, new.keys),
+            both(old.bucket_ms, new.bucket_ms),
+            both(old.amounts, new.amounts),
+            both(old.is_counted, new.is_counted),
+        ),
+        _grouped(
+            Hashes(np.concatenate([a.keys.lookup, b.keys.lookup]), np.concatenate([a.keys.check, b.keys.check])),
+            pa.concat_arrays([a.key, b.key]),
+            np.concatenate([a.bucket_ms, b.bucket_ms]),
+            np.concatenate([a.amounts, b.amounts]),
+        ),
+    )
+
+
+def _keys(base: Base, hashed: Hashes) -> list[tuple[SumsShard, np.ndarray, np.ndarray]]:
+    located = []
+    for shard, queries in base.split(hashed):
+        at = fact.find(*shard.keys, hashed.take(queries))
+        hit = at >= 0
+        if hit.any():
+            located.append((shard, queries[hit], at[hit]))
+    return located
+
+
+def _dense(columns: list[np.ndarray | None], rows: np.ndarray) -> np.ndarray:
+    matrix = np.zeros((len(rows), len(columns)), np.int64)
+    for i, column in enumerate(columns):
+        if column is not None:
+            matrix[:, i] = column[rows]
+    return matrix
+
+
+def _inside(bucket_ms: np.ndarray, from_ms: int | None, to_ms: int | None) -> np.ndarray:
+    inside = np.ones(len(bucket_ms), bool)
+    if from_ms is not None:
+        inside &= bucket_ms >= from_ms
+    if to_ms is not None:
+        inside &= bucket_ms < to_ms
+    return inside
+
+
+def _add(total: dict[int, list[int]], buckets: np.ndarray, amounts: np.ndarray) -> None:
+    for bucket, row in zip(buckets.tolist(), amounts.tolist(), strict=True):
+        total[bucket] = [a + b for a, b in zip(total[bucket], row, strict=True)] if bucket in total else row
+
+
+def _checked(amounts: list[int]) -> tuple[int, ...]:
+    if not all(INT64_MIN <= amount <= INT64_MAX for amount in amounts):
+        raise SumOverflow("a sum does not fit into 64 bits", remedy="ask for a narrower window")
+    return tuple(amounts)
+
+
+def _weighted(amounts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted sum of each row: int64 where even the sum of all rows fits, exact Python integers otherwise."""
+    bound = float(np.abs(amounts.astype(np.float64)) @ np.abs(weights.astype(np.float64)) @ np.ones(len(amounts)))
+    if bound < 2.0**62:
+        return amounts @ weights
+    return amounts.astype(object) @ weights.astype(object)
+
+
+def _latest(shard: SumsShard) -> int:
+    cache = shard.__dict__.setdefault("_cache", {})
+    if "latest" not in cache:
+        cache["latest"] = int(shard.bucket_ms.max())
+    return cache["latest"]
+
+
+def _shard_totals(
+    shard: SumsShard, weights: tuple[int, ...], from_ms: int | None, to_ms: int | None
+) -> np.ndarray:
+    """The weighted sum of each key in a window, int64[keys]; the last few windows are kept with the shard."""
+    cache = shard.__dict__.setdefault("_totals", {})
+    wanted = (weights, from_ms, to_ms)
+    if wanted not in cache:
+        inside = np.flatnonzero(_inside(shard.bucket_ms, from_ms, to_ms))
+        totals = np.zeros(len(shard.starts), np.int64)
+        if len(inside):
+            key_of = np.searchsorted(shard.starts, inside, side="right") - 1
+            weighted = _weighted(_dense(shard.amounts, inside), np.array(weights, np.int64))
+            starts = run_starts(key_of)
+            summed = np.add.reduceat(weighted, starts)
+            totals[key_of[starts]] = [_checked([total])[0] for total in summed] if summed.dtype == object else summed
+        while len(cache) >= 16:
+            cache.pop(next(iter(cache)), None)
+        cache[wanted] = totals
+    return cache[wanted]

@@ -1,0 +1,48 @@
+"""The registry: one line an index, one line a stream.
+
+Belongs here: which indices and hot streams there are, and what follows from both. An index declares itself in the
+package of its domain.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
+from pipelines.curate import decode
+from pipelines.indexing.replica import Follower, Replica
+from pipelines.indexing.spec import IndexSpec, check
+from pipelines.indexing.streaming import HotStream
+from pipelines.pins.index import PINS
+from pipelines.settings import Settings
+from pipelines.users.index import PIN_COUNTS, USER_EVENTS
+
+
+def _stream(contract: Contract) -> HotStream:
+    return HotStream(contract.name, (contract.topic,), functools.partial(decode, contract))
+
+
+INDICES: dict[str, IndexSpec] = {spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS)}
+STREAMS: dict[str, HotStream] = {s.name: s for s in (_stream(USER_INTERACTIONS), _stream(PIN_UPDATES))}
+
+
+def topics(spec: IndexSpec) -> frozenset[str]:
+    """The names of the topics that feed an index."""
+    return frozenset(topic for stream in spec.streams for topic in STREAMS[stream].topics)
+
+
+def replica(settings: Settings, name: str = "default") -> Replica:
+    """A replica of every index."""
+    return Replica(
+        {
+            spec.name: Follower(
+                spec,
+                settings.paths.indices,
+                settings.paths.delta,
+                topics=topics(spec),
+                max_facts=settings.overlay.max_facts,
+                replica=name,
+            )
+            for spec in INDICES.values()
+        }
+    )

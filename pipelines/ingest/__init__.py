@@ -1,0 +1,1 @@
+"""From topics and files to raw tables: broker, producer, collector, archive stream, loads, dead letters."""

@@ -1,0 +1,508 @@
+"""The lake: every Iceberg table that Tidemark declares, and the few ways in which tables are made, written and read.
+
+Belongs here: table specifications (columns with units, partitioning, order, file size, retention, owner), creation,
+append, overwrite, reading at a snapshot, and what a snapshot says of itself. Does not belong here: what the rows mean
+(`contracts`, `curate`) and which Spark runs (`spark`).
+
+A commit's summary carries what must be known with the data and committed with it: `tidemark.position` (all that the
+table has, cumulative), `tidemark.stream`, `tidemark.incarnation`, `tidemark.epoch` or `tidemark.load_id`, and
+`tidemark.max_broker_time_ms`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.table import Table
+from pyiceberg.table import snapshots as iceberg
+
+from pipelines.contracts import PIN_UPDATES, PROVENANCE, USER_INTERACTIONS
+from pipelines.errors import TidemarkError
+from pipelines.indexing.position import EMPTY, Position, from_text, merge_all
+from pipelines.settings import CATALOG, Lake, Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+POSITION = "tidemark.position"
+STREAM = "tidemark.stream"
+INCARNATION = "tidemark.incarnation"
+EPOCH = "tidemark.epoch"
+LOAD_ID = "tidemark.load_id"
+MAX_BROKER_TIME_MS = "tidemark.max_broker_time_ms"
+
+_MIB = 2**20
+_ATTEMPTS = 6
+
+
+class LakeError(TidemarkError):
+    """A table is missing, or is not what it is declared to be."""
+
+
+class Column(NamedTuple):
+    """A column: its Spark SQL type, what it says, and its unit where the name does not tell."""
+
+    name: str
+    type: str
+    doc: str
+    unit: str | None = None
+
+
+class TableSpec(NamedTuple):
+    """What a table is declared to be.
+
+    Attributes:
+        name: Namespace and table, as `raw.pin_updates`; also the key of its asset.
+        doc: What a row is.
+        columns: In their order.
+        owner: The part of the project that writes it.
+        partitioned_by: Iceberg transforms, as `days(event_time)`.
+        sorted_by: The order inside a file.
+        target_file_bytes: How large a file should grow.
+        retention_days: How long rows are kept; None: for good.
+    """
+
+    name: str
+    doc: str
+    columns: tuple[Column, ...]
+    owner: str
+    partitioned_by: tuple[str, ...] = ()
+    sorted_by: tuple[str, ...] = ()
+    target_file_bytes: int = 128 * _MIB
+    retention_days: int | None = None
+
+    @property
+    def identifier(self) -> str:
+        """The table's name in Spark and Trino, with the catalog."""
+        return f"{CATALOG}.{self.name}"
+
+
+class Snapshot(NamedTuple):
+    """A snapshot of a table: its id, its summary, and the rows and bytes that the table has in it."""
+
+    id: int
+    summary: Mapping[str, str]
+    rows: int
+    bytes: int
+    committed_at_ms: int
+    parent_id: int | None = None
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+_PROVENANCE_DOCS = {
+    "topic_id": "id of the Kafka topic that the record is from; null for a load",
+    "partition": "partition of the topic; null for a load",
+    "offset": "offset in the partition; null for a load",
+    "load_id": "the load that brought the record; null if it is from Kafka",
+    "load_row": "number of the row in the load's source; null if the record is from Kafka",
+    "broker_time": "when the broker, or the load, took the record",
+}
+
+
+def sql_type(kind: pa.DataType) -> str:
+    """The Spark SQL type of an Arrow type."""
+    from pyspark.sql.pandas.types import from_arrow_type
+
+    return str(from_arrow_type(kind).simpleString())
+
+
+def columns_of(schema: pa.Schema, docs: Mapping[str, str], units: Mapping[str, str] | None = None) -> tuple[Column, ...]:
+    """Columns from an Arrow schema; every one of them must have its doc."""
+    units = units or {}
+    return tuple(Column(field.name, sql_type(field.type), docs[field.name], units.get(field.name)) for field in schema)
+
+
+_provenance = functools.partial(columns_of, PROVENANCE, _PROVENANCE_DOCS, {"broker_time": "UTC"})
+
+_RECORD_COLUMNS = (
+    *_provenance(),
+    Column("key", "binary", "the record's key as it came; never trusted"),
+    Column("value", "binary", "the record's original bytes; for a load, the JSON made of the source's row"),
+)
+_INGESTED_AT = Column("ingested_at", "timestamp", "when the row was written here", "UTC")
+
+
+def _raw(topic: str, doc: str) -> TableSpec:
+    return TableSpec(
+        name=f"raw.{topic}",
+        doc=doc,
+        columns=(*_RECORD_COLUMNS, _INGESTED_AT),
+        owner="ingest",
+        partitioned_by=("days(ingested_at)",),
+    )
+
+
+RAW_USER_INTERACTIONS = _raw(USER_INTERACTIONS.name, "every record of the topic user-interactions and of its loads")
+RAW_PIN_UPDATES = _raw(PIN_UPDATES.name, "every record of the topic pin-updates and of its loads")
+
+RAW_DEAD_LETTERS = TableSpec(
+    name="raw.dead_letters",
+    doc="a record of a raw table that its contract refuses, and why; counts once the raw table has the record",
+    columns=(
+        Column("topic", "string", "name of the topic whose contract refused it"),
+        *_RECORD_COLUMNS,
+        Column("reason", "string", "why, as a slug"),
+        Column("detail", "string", "why, in words"),
+        _INGESTED_AT,
+    ),
+    owner="ingest",
+    partitioned_by=("days(ingested_at)",),
+)
+
+RAW_HOUSEHOLDS = TableSpec(
+    name="raw.households",
+    doc="demographics of a household, which is a user",
+    columns=(
+        Column("user_id", "string", "the household"),
+        Column("age", "string", "estimated age range", "years"),
+        Column("income", "string", "range of the yearly income", "thousand USD"),
+        Column("home_ownership", "string", "homeowner, renter, and so on; null if unknown"),
+        Column("marital_status", "string", "null if unknown"),
+        Column("household_size", "string", "number of members, up to 5+"),
+        Column("household_comp", "string", "composition of the household"),
+        Column("kids_count", "string", "number of children, up to 3+"),
+        Column("load_id", "string", "the load that brought the row"),
+        Column("load_row", "bigint", "number of the row in the load's source"),
+        _INGESTED_AT,
+    ),
+    owner="ingest",
+)
+
+CURATED_USER_INTERACTIONS = TableSpec(
+    name="curated.user_interactions",
+    doc="for each (user_id, event_id) the statement that stands, tombstones too",
+    columns=(
+        *columns_of(
+            USER_INTERACTIONS.row_schema,
+            {
+                "user_id": "whose interaction",
+                "event_id": "the event's own id, unique for a user",
+                "pin_id": "with which pin; null in a tombstone",
+                "action": "what the user did; null in a tombstone",
+                "event_time": "when; null in a tombstone",
+                "version": "version of the statement",
+                "is_deleted": "whether it is a tombstone",
+                "content_hash": "hash of what the record says, unknown fields included",
+                "quantity": "how many; null if not said",
+                "value_usd_micros": "for how much; null if not said",
+                "surface": "where in the product; null if not said",
+            },
+            {"event_time": "UTC", "value_usd_micros": "micro-dollars"},
+        ),
+        *_provenance(),
+    ),
+    owner="curate",
+    partitioned_by=("days(event_time)",),
+    sorted_by=("user_id", "event_id"),
+    target_file_bytes=64 * _MIB,
+)
+
+
+def _pins(family: str, doc: str) -> TableSpec:
+    docs = {
+        "pin_id": "which pin",
+        "version": "version of the record",
+        "event_time": "when, if the record says so",
+        "is_deleted": "whether it is a tombstone",
+        family: doc,
+        f"{family}_hash": "hash of what the record says of the family, unknown fields included",
+    }
+    schema = pa.schema([field for field in PIN_UPDATES.row_schema if field.name in docs])
+    return TableSpec(
+        name=f"curated.pins_{family}",
+        doc=f"for each pin the {family} that stands, tombstones too",
+        columns=(*columns_of(schema, docs, {"event_time": "UTC"}), *_provenance()),
+        owner="curate",
+        sorted_by=("pin_id",),
+        target_file_bytes=64 * _MIB,
+    )
+
+
+CURATED_PINS_CATALOGUE = _pins("catalogue", "title, category, department and brand; null in a tombstone")
+CURATED_PINS_OFFER = _pins("offer", "price in micro-dollars, and availability; null in a tombstone")
+
+FEATURES_PIN_VECTORS = TableSpec(
+    name="features.pin_vectors",
+    doc="the model's vector of a pin",
+    columns=(
+        Column("pin_id", "string", "which pin"),
+        Column("vector", "array<float>", "its place in the model's space"),
+        Column("model_id", "string", "the model that made it; vectors of two models never meet"),
+    ),
+    owner="recommend",
+    sorted_by=("pin_id",),
+)
+
+FEATURES_USER_ITEM_STRENGTHS = TableSpec(
+    name="features.user_item_strengths",
+    doc="how strongly a user's live interactions speak for a pin: what the model learns from",
+    columns=(
+        Column("user_id", "string", "which user"),
+        Column("pin_id", "string", "which pin"),
+        Column("strength", "double", "0 or more"),
+    ),
+    owner="recommend",
+    sorted_by=("user_id", "pin_id"),
+)
+
+OPS_INDEX_VERSIONS = TableSpec(
+    name="ops.index_versions",
+    doc="what happened to a base version",
+    columns=(
+        Column("index", "string", "which index"),
+        Column("version", "string", "which base version"),
+        Column("lineage", "string", "fingerprint of transform and schema"),
+        Column("event", "string", "built, refused, published, rolled_back or deleted"),
+        Column("reason", "string", "why, where it was refused or rolled back"),
+        Column("position", "string", "its cut, as JSON"),
+        Column("rows", "bigint", "facts in it"),
+        Column("bytes", "bigint", "size of its files", "bytes"),
+        Column("at", "timestamp", "when", "UTC"),
+    ),
+    owner="indexing",
+)
+
+OPS_EPOCHS = TableSpec(
+    name="ops.epochs",
+    doc="an epoch of a hot stream, copied from the delta's marker rows",
+    columns=(
+        Column("index", "string", "which index"),
+        Column("stream", "string", "which stream"),
+        Column("lineage", "string", "fingerprint of transform and schema"),
+        Column("incarnation", "bigint", "incarnation of the stream"),
+        Column("epoch", "bigint", "Spark's batch id"),
+        Column("position", "string", "where the epoch ends, as JSON"),
+        Column("rows", "bigint", "records read"),
+        Column("facts", "bigint", "facts written"),
+        Column("min_event_time_ms", "bigint", "oldest event", "ms since 1970"),
+        Column("max_event_time_ms", "bigint", "newest event", "ms since 1970"),
+        Column("stages", "string", "time of each stage, as JSON", "ms"),
+        Column("committed_at", "timestamp", "when the epoch was committed", "UTC"),
+    ),
+    owner="indexing",
+    partitioned_by=("days(committed_at)",),
+    retention_days=90,
+)
+
+OPS_ACCOUNT = TableSpec(
+    name="ops.account",
+    doc="what became of every row of a raw table: rows = accepted + refused, accepted = the four fates",
+    columns=(
+        Column("table", "string", "which raw table"),
+        Column("snapshot_id", "bigint", "at which of its snapshots"),
+        Column("rows", "bigint", "rows in it"),
+        Column("accepted", "bigint", "rows that keep the contract"),
+        Column("refused", "bigint", "rows that do not"),
+        Column("tombstones", "bigint", "accepted rows that delete"),
+        Column("repeated", "bigint", "accepted rows that say what was said before"),
+        Column("superseded", "bigint", "accepted rows of which nothing stands"),
+        Column("current", "bigint", "accepted rows of which something stands"),
+        Column("refused_by_reason", "string", "refused rows by reason, as JSON"),
+    ),
+    owner="curate",
+)
+
+TABLES: dict[str, TableSpec] = {
+    spec.name: spec
+    for spec in (
+        RAW_USER_INTERACTIONS,
+        RAW_PIN_UPDATES,
+        RAW_DEAD_LETTERS,
+        RAW_HOUSEHOLDS,
+        CURATED_USER_INTERACTIONS,
+        CURATED_PINS_CATALOGUE,
+        CURATED_PINS_OFFER,
+        FEATURES_PIN_VECTORS,
+        FEATURES_USER_ITEM_STRENGTHS,
+        OPS_INDEX_VERSIONS,
+        OPS_EPOCHS,
+        OPS_ACCOUNT,
+    )
+}
+"""Every declared table by its name. (`index.<name>` follows from the index's own specification.)"""
+
+
+# ------------------------------------------------------------------------------------------------ making and writing
+
+
+def ensure(spark: SparkSession, spec: TableSpec) -> None:
+    """Make the namespace and the table if they are not there. Several processes may do so at once.
+
+    Raises:
+        LakeError: The table is there with other columns.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            if not spark.catalog.tableExists(spec.identifier):
+                _create(spark, spec)
+            break
+        except Exception:  # whoever loses the race gets one of several errors, by catalog and moment
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+    _require_columns(spark, spec)
+
+
+def _create(spark: SparkSession, spec: TableSpec) -> None:
+    spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.{spec.name.split('.')[0]}")
+    columns = ",\n".join(f"`{c.name}` {c.type} COMMENT {_quoted(_comment(c))}" for c in spec.columns)
+    partitioning = f"PARTITIONED BY ({', '.join(spec.partitioned_by)})" if spec.partitioned_by else ""
+    properties = {
+        "format-version": "2",
+        "write.format.default": "parquet",
+        "write.parquet.compression-codec": "zstd",
+        "write.target-file-size-bytes": str(spec.target_file_bytes),
+        "write.distribution-mode": "hash" if spec.partitioned_by and spec.sorted_by else "none",
+        "write.spark.fanout.enabled": "true",
+        "write.metadata.delete-after-commit.enabled": "true",
+        "write.metadata.previous-versions-max": "20",
+        "history.expire.min-snapshots-to-keep": "100",
+        "commit.retry.num-retries": "20",
+        "tidemark.owner": spec.owner,
+        "tidemark.retention-days": "" if spec.retention_days is None else str(spec.retention_days),
+    }
+    listed = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
+    spark.sql(
+        f"CREATE TABLE IF NOT EXISTS {spec.identifier} ({columns}) USING iceberg {partitioning} "
+        f"COMMENT {_quoted(spec.doc)} TBLPROPERTIES ({listed})"
+    )
+    if spec.sorted_by:
+        order = ", ".join(f"`{name}`" for name in spec.sorted_by)
+        distribution = "DISTRIBUTED BY PARTITION " if spec.partitioned_by else ""
+        spark.sql(f"ALTER TABLE {spec.identifier} WRITE {distribution}LOCALLY ORDERED BY {order}")
+
+
+def _require_columns(spark: SparkSession, spec: TableSpec) -> None:
+    found = spark.table(spec.identifier).columns
+    declared = [column.name for column in spec.columns]
+    if found != declared:
+        raise LakeError(
+            f"the table has the columns {', '.join(found)}; declared are {', '.join(declared)}",
+            where=spec.identifier,
+            remedy="migrate the table, or start with another TIDEMARK_HOME",
+        )
+
+
+def _comment(column: Column) -> str:
+    return f"{column.doc} [{column.unit}]" if column.unit else column.doc
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def append(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None = None) -> None:
+    """Append rows in one commit whose summary carries these properties; rows without columns of the table are refused."""
+    _writer(df, spec, summary).append()
+
+
+def overwrite(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None = None) -> None:
+    """Replace all rows in one commit: a reader sees the old ones or the new ones."""
+    from pyspark.sql import functions as F
+
+    _writer(df, spec, summary).overwrite(F.lit(True))
+
+
+def _writer(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None):  # type: ignore[no-untyped-def]
+    writer = df.select(*[f"`{column.name}`" for column in spec.columns]).writeTo(spec.identifier)
+    for name, value in (summary or {}).items():
+        writer = writer.option(f"snapshot-property.{name}", value)
+    return writer
+
+
+def tag(spark: SparkSession, name: str, snapshot_id: int, label: str) -> None:
+    """Keep a snapshot from expiring for as long as something is built on it."""
+    spark.sql(f"ALTER TABLE {CATALOG}.{name} CREATE TAG IF NOT EXISTS `{label}` AS OF VERSION {snapshot_id}")
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read(spark: SparkSession, name: str, snapshot_id: int | None = None) -> DataFrame:
+    """A table's rows, now or at a snapshot."""
+    reader = spark.read
+    if snapshot_id is not None:
+        reader = reader.option("versionAsOf", snapshot_id)
+    return reader.table(f"{CATALOG}.{name}")
+
+
+def current_snapshot(settings: Settings, name: str) -> Snapshot | None:
+    """The newest snapshot of a table; None if there is no table, or nothing was ever written. Needs no Spark."""
+    return next(ancestors(settings, name), None)
+
+
+def ancestors(settings: Settings, name: str, snapshot_id: int | None = None) -> Iterator[Snapshot]:
+    """The retained snapshots of a table from the newest (or a given) one backwards; nothing if there is no table."""
+    table = open_table(settings, name)
+    if table is None:
+        return
+    wanted = snapshot_id if snapshot_id is not None else table.metadata.current_snapshot_id
+    by_id = {snapshot.snapshot_id: snapshot for snapshot in table.metadata.snapshots}
+    while wanted is not None and (found := by_id.get(wanted)) is not None:
+        yield _snapshot(found)
+        wanted = found.parent_snapshot_id
+
+
+def _snapshot(found: iceberg.Snapshot) -> Snapshot:
+    summary: dict[str, str] = {}
+    if found.summary is not None:
+        summary = {"operation": found.summary.operation.value, **found.summary.additional_properties}
+    return Snapshot(
+        id=found.snapshot_id,
+        summary=summary,
+        rows=int(summary.get("total-records", 0)),
+        bytes=int(summary.get("total-files-size", 0)),
+        committed_at_ms=found.timestamp_ms,
+        parent_id=found.parent_snapshot_id,
+    )
+
+
+def position(settings: Settings, name: str, snapshot_id: int | None = None) -> Position:
+    """What a table holds: the merge over all retained snapshots up to the newest (or a given) one.
+
+    Each commit writes the merge of what it found and what it brings. Two that commit at once know nothing of each other,
+    so that neither's summary has both; the merge over the ancestors has.
+    """
+    return merge_all(
+        from_text(snapshot.summary[POSITION])
+        for snapshot in ancestors(settings, name, snapshot_id)
+        if POSITION in snapshot.summary
+    )
+
+
+def positions(settings: Settings, names: Mapping[str, int | None] | list[str] | tuple[str, ...]) -> Position:
+    """The merge of several tables' positions, each at its newest snapshot or at the one that is given with it."""
+    wanted = names if isinstance(names, Mapping) else dict.fromkeys(names)
+    return functools.reduce(Position.merge, (position(settings, name, at) for name, at in wanted.items()), EMPTY)
+
+
+def open_table(settings: Settings, name: str) -> Table | None:
+    """The table through pyiceberg; None if it is not there."""
+    try:
+        return catalog(settings).load_table(name)
+    except (NoSuchTableError, NoSuchNamespaceError):
+        return None
+
+
+def catalog(settings: Settings) -> Catalog:
+    """The catalog through pyiceberg."""
+    return _catalog(settings.lake)
+
+
+@functools.lru_cache(maxsize=8)
+def _catalog(lake: Lake) -> Catalog:
+    if path := lake.sqlite_path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    warehouse = urlsplit(lake.warehouse)
+    if warehouse.scheme in ("", "file"):
+        Path(warehouse.path).mkdir(parents=True, exist_ok=True)
+    return load_catalog(CATALOG, **lake.pyiceberg_properties)

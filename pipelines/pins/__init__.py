@@ -1,0 +1,1 @@
+"""Pins: their documents, features and index."""

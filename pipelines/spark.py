@@ -1,0 +1,140 @@
+"""The only builder of a Spark session: Iceberg as `lake`, Delta as the session's own catalog, Kafka as a source.
+
+Belongs here: every Spark setting that Tidemark relies on. Does not belong here: tables (`lake.py`) and streams.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from pipelines import jars
+from pipelines.errors import TidemarkError
+from pipelines.preflight import find_java
+from pipelines.settings import CATALOG, ROOT, Settings
+
+
+class SparkError(TidemarkError):
+    """A Spark session could not be had."""
+
+
+def session(settings: Settings, app_name: str) -> SparkSession:
+    """A Spark session on these settings.
+
+    A process has one Spark: the first call starts it. A later call with other settings gets a session of its own on the
+    same Spark, with the other catalog in it; master and memory stay what they were.
+
+    Args:
+        settings: Where the catalog is and how Spark runs.
+        app_name: What Spark's own pages and logs call this process.
+
+    Raises:
+        PreflightError: There is no Java that Spark runs on.
+        JarError: What Spark needs could not be fetched.
+        SparkError: Spark did not start.
+    """
+    catalog = _catalog(settings)
+    if settings.lake.sqlite_path:
+        settings.lake.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
+    running = SparkSession.getActiveSession() or SparkSession._instantiatedSession
+    if running is not None and running._jsc.sc().isStopped():
+        running = None
+    if running is not None:
+        if all(running.conf.get(name, None) == value for name, value in catalog.items()):
+            return running
+        other = running.newSession()
+        for name, value in catalog.items():
+            other.conf.set(name, value)
+        return other
+    return _start(settings, app_name, catalog)
+
+
+def _start(settings: Settings, app_name: str, catalog: dict[str, str]) -> SparkSession:
+    archives = jars.resolve("spark", settings)
+    scratch = settings.paths.run / "spark"
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.environ["JAVA_HOME"] = str(find_java().home)
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    builder = SparkSession.builder.appName(app_name).master(settings.spark.master)
+    options = _options(settings, archives, scratch) | catalog | settings.spark.extra
+    for name, value in options.items():
+        builder = builder.config(name, value)
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:  # pyspark raises bare RuntimeErrors and Py4J errors alike
+        raise SparkError(
+            f"Spark did not start: {str(error).strip().splitlines()[0]}",
+            where=settings.spark.master,
+            remedy="look at what it printed above; a small machine may need TIDEMARK__SPARK__DRIVER_MEMORY=1g",
+        ) from error
+    spark.sparkContext.setLogLevel("WARN")
+    if not settings.spark.is_local:
+        spark.sparkContext.addPyFile(str(_packed(scratch)))
+    return spark
+
+
+def _catalog(settings: Settings) -> dict[str, str]:
+    """The Iceberg catalog, under the name that pyiceberg and Trino know it by too."""
+    lake = settings.lake
+    options = {
+        "type": lake.catalog_type,
+        "uri": lake.catalog_uri if lake.catalog_type == "rest" else lake.jdbc_uri,
+        "warehouse": lake.warehouse,
+        # A table is read as it is now: another process may have committed since this one looked.
+        "cache-enabled": "false",
+    }
+    if lake.catalog_type == "jdbc":
+        options["jdbc.schema-version"] = "V1"
+    if lake.sqlite_path:
+        options["clients"] = "1"
+    prefix = f"spark.sql.catalog.{CATALOG}"
+    return {prefix: "org.apache.iceberg.spark.SparkCatalog"} | {
+        f"{prefix}.{name}": value for name, value in options.items()
+    }
+
+
+def _options(settings: Settings, archives: list[Path], scratch: Path) -> dict[str, str]:
+    java = f"-Duser.timezone=UTC -Dlog4j2.configurationFile='{ROOT / 'conf' / 'spark' / 'log4j2.properties'}'"
+    options = {
+        "spark.driver.memory": settings.spark.driver_memory,
+        "spark.driver.extraJavaOptions": f"{java} -XX:+UseParallelGC -XX:ReservedCodeCacheSize=256m",
+        "spark.executorEnv.PYTHONPATH": str(ROOT),
+        "spark.local.dir": str(scratch),
+        "spark.ui.enabled": str(settings.spark.ui_enabled).lower(),
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions,"
+        "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.catalogImplementation": "in-memory",
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.shuffle.partitions": str(settings.spark.shuffle_partitions),
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.execution.pythonUDF.arrow.enabled": "true",
+        "spark.sql.streaming.stopTimeout": "30s",
+        "spark.sql.streaming.minBatchesToRetain": "20",
+        "spark.databricks.delta.snapshotPartitions": "1",
+        "spark.serializer": "org.apache.spark.serializer.KryoSerializer",
+    }
+    if settings.spark.is_local:
+        # On the class path from the start: `spark.jars` would copy them to a scratch folder at every start.
+        options["spark.driver.extraClassPath"] = os.pathsep.join(map(str, archives))
+        options["spark.driver.host"] = options["spark.driver.bindAddress"] = "127.0.0.1"
+    else:
+        options["spark.jars"] = ",".join(map(str, archives))
+    return options
+
+
+def _packed(scratch: Path) -> Path:
+    """Our own packages as one file, for executors on other machines."""
+    handle, name = tempfile.mkstemp(prefix="tidemark-", suffix=".zip", dir=scratch)
+    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for source in sorted((ROOT / "pipelines").rglob("*.py")):
+            archive.write(source, source.relative_to(ROOT))
+    return Path(name)

@@ -1,0 +1,1 @@
+"""Users: their timelines, counters and indices."""

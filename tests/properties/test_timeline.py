@@ -1,0 +1,62 @@
+"""Split invariance of timelines, with horizons by age and by count, and truncated keys."""
+
+from __future__ import annotations
+
+from hypothesis import given
+
+from tests import oracle
+from tests.properties import specs
+from tests.properties.harness import CASES, FEWER_CASES, Home, Ledger, drive
+from tests.properties.strategies import KEYS, MINUTE_MS, History, histories
+
+AGES_MS = (None, 3 * MINUTE_MS, 0, 5 * MINUTE_MS + 1)
+COUNTS = (None, 1, 2, 3)
+LIMITS = (None, 1, 2, 3)
+HISTORIES = histories(about="timeline", feeds=specs.EVENT_FEEDS, ages_ms=AGES_MS, counts=COUNTS)
+JOINED_HISTORIES = histories(about="timeline", feeds=specs.JOINED_FEEDS, counts=COUNTS)
+
+
+def check(home: Home, ledger: Ledger) -> None:
+    """Every timeline is what the oracle says, whole and limited, and says truly whether it is complete."""
+    view = home.view()
+    families = [family.name for family in view.spec.families]
+    visible, served = ledger.visible(), ledger.served
+    for number, key in enumerate((*KEYS[:3], b"nobody")):
+        for limit in (None, LIMITS[1 + (number + len(visible)) % 3]):
+            expected = oracle.timeline(
+                visible,
+                key,
+                families,
+                limit=limit,
+                base=served.statements if served else None,
+                age_ms=ledger.history.age_ms,
+                count=ledger.history.count,
+                max_broker_time_ms=served.max_broker_time_ms if served else None,
+            )
+            answer = view.timeline(key, limit)
+            found = [event(row, families) for row in answer.table.to_pylist()]
+            assert (found, answer.is_complete) == (expected.events, expected.is_complete), (key, limit)
+
+
+def event(row: dict[str, object], families: list[str]) -> oracle.Event:
+    """A row of an answer as the oracle has it."""
+    payloads = {families[0]: {"text": row["text"], "number": row["number"]}}
+    payloads |= {family: row[family] for family in families[1:] if row[family] is not None}
+    return oracle.Event(row["id"], row["time_ms"], payloads)
+
+
+def run(history: History) -> None:
+    """One case; ``test_planted_bugs`` runs the same."""
+    drive(specs.timeline(history.age_ms, history.count), history, check)
+
+
+@CASES
+@given(HISTORIES)
+def test_every_answer_equals_the_oracle(history: History) -> None:
+    run(history)
+
+
+@FEWER_CASES
+@given(JOINED_HISTORIES)
+def test_events_joined_from_two_families_equal_the_oracle(history: History) -> None:
+    drive(specs.joined_timeline(history.count), history, check)
