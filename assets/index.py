@@ -108,7 +108,7 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         versions = Versions(platform.settings.paths.indices, spec.name)
         pointer = versions.publish(version)
         versions.wait_swapped(pointer, SWAP_TIMEOUT_S, context.log.info)
-        manifest = next(m for m in versions.list() if m.version == version)
+        manifest = next(m for m in versions.manifests() if m.version == version)
         for model_id in sorted(set(manifest.models.values())):
             registry.set_live(platform.settings, model_id)
         record_version(platform, version_row(manifest, "published"))

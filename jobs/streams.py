@@ -113,3 +113,107 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("Caused by:", "pipelines."))]
     return f"{type(error).__name__}: {(causes or lines or ['no message'])[-1 if causes else 0][:400]}"
+
+
+# ------------------------------------------------------------------------------------------------ which streams
+
+
+def stream_names() -> list[str]:
+    """The archive, then every hot stream that is declared."""
+    from pipelines.indices import STREAMS
+    from pipelines.ingest import archive
+
+    return [archive.STREAM, *STREAMS]
+
+
+def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
+    """The streams of this process. Beginning one asks the broker for its topics, and makes them if they are missing."""
+    from pipelines.indexing.streaming import HotStream, HotStreamRun
+    from pipelines.indices import INDICES, STREAMS
+    from pipelines.ingest import archive, broker
+
+    def hot(stream: HotStream) -> Hosted:
+        run = HotStreamRun(
+            stream, INDICES.values(), deltas=settings.paths.delta, checkpoints=settings.paths.checkpoints
+        )
+
+        def begin() -> StreamingQuery:
+            return run.start(
+                spark,
+                servers=settings.kafka.bootstrap_servers,
+                topic_ids=broker.ensure_topics(settings, stream.topics),
+                partitions=settings.kafka.partitions,
+                trigger_ms=settings.streams.trigger_ms,
+                max_rows=settings.streams.max_rows_per_epoch,
+            )
+
+        return Hosted(stream.name, begin)
+
+    return [Hosted(archive.STREAM, lambda: archive.start(spark, settings)), *map(hot, STREAMS.values())]
+
+
+# ------------------------------------------------------------------------------------------------ the process
+
+
+def main() -> int:
+    """Runs until SIGTERM or SIGINT; 1 when Spark itself is gone, so that a supervisor starts the process again."""
+    from pipelines import settings as settings_module
+    from pipelines.spark import session
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    settings = settings_module.load()
+    board = Controls(settings.paths.run)
+    spark = session(settings, "tidemark streams")
+    runners = [Runner(hosted, board, ending) for hosted in hosted_streams(spark, settings)]
+    for runner in runners:
+        runner.start()
+    threading.Thread(target=_copy_markers, args=(spark, settings, ending), daemon=True).start()
+    code = 0
+    while not ending.wait(POLL_S):
+        board.report({runner.hosted.name: runner.state for runner in runners})
+        if not is_spark_alive(spark):
+            log.error("Spark is gone; this process ends")
+            code = 1
+            ending.set()
+    _say_goodbye(runners, board)
+    return code
+
+
+def is_spark_alive(spark: SparkSession) -> bool:
+    """Whether the JVM answers, and its context was not stopped."""
+    try:
+        return not spark.sparkContext._jsc.sc().isStopped()  # noqa: SLF001
+    except Exception:  # noqa: BLE001 - the JVM is another process: it may be gone in any way
+        return False
+
+
+def _say_goodbye(runners: list[Runner], board: Controls) -> None:
+    """Queries end between epochs where they can; after a while the process ends all the same: epochs are made once."""
+    deadline = time.monotonic() + GOODBYE_S
+    for runner in runners:
+        runner.join(max(0.1, deadline - time.monotonic()))
+    board.forget_status()
+    log.info("ended")
+
+
+def _copy_markers(spark: SparkSession, settings: Settings, ending: threading.Event) -> None:
+    from jobs.epochs import MarkerCopy
+
+    copy = MarkerCopy(spark, settings)
+    while not ending.wait(MARKERS_EVERY_S):
+        try:
+            count = copy.run()
+            log.debug("%d epochs copied to ops.epochs", count)
+        except Exception as error:  # noqa: BLE001 - the next minute tries again
+            log.warning("epochs were not copied: %s", first_line(error))
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    logging.shutdown()
+    # The JVM ends with its parent's pipe; waiting for Python's own threads could take as long as their last call.
+    os._exit(exit_code)

@@ -61,7 +61,11 @@ def _ordinals(starts_ends: tuple[np.ndarray, np.ndarray], row_count: int) -> np.
 
 
 def _write_postings(
-    path: Inverted, folder: Path, values: pa.Array, starts_ends: tuple[np.ndarray, np.ndarray], is_visible: np.ndarray
+    path: Inverted,
+    folder: Path,
+    values: pa.Array,
+    starts_ends: tuple[np.ndarray, np.ndarray],
+    is_visible: np.ndarray,
 ) -> None:
     ordinals = _ordinals(starts_ends, len(values))
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
@@ -96,7 +100,9 @@ def _write_vectors(
     path: Vector, folder: Path, values: pa.Array, starts_ends: tuple[np.ndarray, np.ndarray]
 ) -> None:
     ordinals = _ordinals(starts_ends, len(values))
-    is_given = pc.equal(pc.fill_null(pc.list_value_length(values), 0), path.dimensions).to_numpy(zero_copy_only=False)
+    is_given = pc.equal(pc.fill_null(pc.list_value_length(values), 0), path.dimensions).to_numpy(
+        zero_copy_only=False
+    )
     ordinals, values = ordinals[is_given], values.filter(pa.array(is_given))
     order = np.argsort(ordinals)
     flat = pc.list_flatten(values).to_numpy(zero_copy_only=False)
@@ -134,7 +140,7 @@ class Postings:
 
     def of(self, term: Any) -> np.ndarray:
         """The ordinals of the documents that have the term, ascending; uint32."""
-        at = fact.find(*self.hashes, fact.hash_keys([term_bytes(term)]))[0]
+        at = fact.find(self.hashes, fact.hash_keys([term_bytes(term)]))[0]
         return self.ordinals[self.starts[at] : self.ends[at]] if at >= 0 else self.ordinals[:0]
 
 
@@ -163,7 +169,9 @@ class Vectors:
         graph.set_num_threads(1)
         return graph
 
-    def nearest(self, query: np.ndarray, k: int, rows: np.ndarray | None, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, query: np.ndarray, k: int, rows: np.ndarray | None, hidden: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` rows of greatest inner product, and their scores.
 
         Args:
@@ -176,7 +184,11 @@ class Vectors:
         """
         if rows is None:
             wanted = k + len(hidden)
-            if len(self.matrix) > EXACT_ROWS and wanted * GRAPH_SHARE < len(self.matrix) and self.graph is not None:
+            if (
+                len(self.matrix) > EXACT_ROWS
+                and wanted * GRAPH_SHARE < len(self.matrix)
+                and self.graph is not None
+            ):
                 self.graph.set_ef(max(2 * wanted, 100))
                 rows = self.graph.knn_query(query, k=wanted)[0][0].astype(np.int64)
                 rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows

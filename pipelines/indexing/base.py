@@ -54,7 +54,7 @@ class Manifest(NamedTuple):
     the snapshot of each table that was read.
     """
 
-    index: str
+    index: str  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     version: str
     lineage: str
     cut: Position
@@ -107,7 +107,9 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(cut=positions.from_json(value["cut"]), shards=shards, **fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadBase(
-            f"{directory.name} has no readable {MANIFEST}: {error}", where=str(path), remedy="build a new base"
+            f"{directory.name} has no readable {MANIFEST}: {error}",
+            where=str(path),
+            remedy="build a new base",
         ) from error
 
 
@@ -217,7 +219,11 @@ class Base:
         """What this base knows of identities; ``shard_by`` are the hashes that place them in shards."""
         count = len(identities.lookup)
         known, row = np.zeros(count, bool), np.full(count, -1, np.int64)
-        versions, deleted, content = np.zeros((count, 4), np.int64), np.zeros(count, bool), np.zeros(count, np.int64)
+        versions, deleted, content = (
+            np.zeros((count, 4), np.int64),
+            np.zeros(count, bool),
+            np.zeros(count, np.int64),
+        )
         for shard, queries, at in self.locate(identities, shard_by):
             ranked = shard.identities.ranks(at)
             known[queries], row[queries] = True, shard.identities.row[at]
@@ -229,7 +235,7 @@ class Base:
         """For each shard that knows some of the identities: the shard, which of them, and where it has them."""
         located = []
         for shard, queries in self.split(shard_by):
-            at = fact.find(*shard.identities.hashes, identities.take(queries))
+            at = fact.find(shard.identities.hashes, identities.take(queries))
             hit = at >= 0
             if hit.any():
                 located.append((shard, queries[hit], at[hit]))
@@ -268,7 +274,9 @@ def open_base(spec: IndexSpec, directory: Path, *, verify_files: bool = True) ->
     """
     manifest = read_manifest(directory)
     if manifest.index != spec.name:
-        raise BadBase(f"{directory} is a base of {manifest.index!r}, not of {spec.name!r}", where=str(directory))
+        raise BadBase(
+            f"{directory} is a base of {manifest.index!r}, not of {spec.name!r}", where=str(directory)
+        )
     if verify_files:
         check_files(directory, manifest)
     kind = SumsShard if isinstance(spec.read, Sums) else RowsShard

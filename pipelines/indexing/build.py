@@ -1,8 +1,8 @@
 """Building a base: facts to the files of its shards, and their manifest.
 
 Belongs here: the two ways to build (``build_rows`` for Documents and Timeline, ``build_sums``), run on Spark's
-executors or in this process by the same functions. Access paths are ``access``'s; the files' layout is told in ``base``.
-A base appears by one rename, whole or not at all.
+executors or in this process by the same functions. Access paths are ``access``'s; the files' layout is told in
+``base``. A base appears by one rename, whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,9 +45,9 @@ class Meta(NamedTuple):
     version: str
     cut: Position
     horizon_time_ms: int | None = None
-    models: dict[str, str] = {}
-    parameters: dict[str, Any] = {}
-    sources: dict[str, int] = {}
+    models: Mapping[str, str] = MappingProxyType({})
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    sources: Mapping[str, int] = MappingProxyType({})
 
 
 class ShardJob(NamedTuple):
@@ -73,7 +74,9 @@ def build(spec: IndexSpec, facts: DataFrame, directory: Path, meta: Meta, *, sha
     job, building = _begin(spec, directory, meta)
     try:
         if isinstance(spec.read, Sums):
-            contributions = _grouped(facts, "identity_hash", shard_count, _identities_task(job), _contribution_ddl(spec))
+            contributions = _grouped(
+                facts, "identity_hash", shard_count, _identities_task(job), _contribution_ddl(spec)
+            )
             finished = _grouped(contributions, "key_hash", shard_count, _buckets_task(job), "shard int")
         else:
             finished = _grouped(facts, "key_hash", shard_count, _rows_task(job), "shard int")
@@ -84,7 +87,9 @@ def build(spec: IndexSpec, facts: DataFrame, directory: Path, meta: Meta, *, sha
         raise
 
 
-def build_local(spec: IndexSpec, facts: pa.Table, directory: Path, meta: Meta, *, shard_count: int = 1) -> Manifest:
+def build_local(
+    spec: IndexSpec, facts: pa.Table, directory: Path, meta: Meta, *, shard_count: int = 1
+) -> Manifest:
     """Build a base in this process: for small indices and tests. The same shard functions as ``build``."""
     job, building = _begin(spec, directory, meta)
     try:
@@ -138,7 +143,11 @@ def write_rows_shard(job: ShardJob, shard: int, facts: pa.Table) -> None:
     if isinstance(spec.read, Documents):
         access.write_shard(spec, folder, facts, kept, starts_ends)
     counts = {f"live_{name}": len(rows) for name, rows in kept.items()}
-    counts |= {"identities": facts.num_rows, "tombstones": _count(facts, "is_deleted"), "truncated_keys": len(floors)}
+    counts |= {
+        "identities": facts.num_rows,
+        "tombstones": _count(facts, "is_deleted"),
+        "truncated_keys": len(floors),
+    }
     _write_entry(folder, SHARD_ENTRY, counts)
 
 
@@ -164,7 +173,11 @@ def write_sums_identities(job: ShardJob, shard: int, facts: pa.Table) -> pa.Tabl
             **_amount_columns(amounts),
         },
     )
-    counts = {"identities": facts.num_rows, "tombstones": _count(facts, "is_deleted"), "contributing": int(contributes.sum())}
+    counts = {
+        "identities": facts.num_rows,
+        "tombstones": _count(facts, "is_deleted"),
+        "contributing": int(contributes.sum()),
+    }
     _write_entry(folder, "identities.json", counts)
     rows = np.flatnonzero(contributes)
     flat = pa.array(amounts[rows].reshape(-1))
@@ -224,7 +237,7 @@ def amounts_matrix(table: pa.Table, count: int) -> np.ndarray:
 def contributing(facts: pa.Table, buckets: np.ndarray, horizon_from_ms: int | None) -> np.ndarray:
     """Which facts count: live, and in a bucket that begins at or after the horizon."""
     is_live = ~facts.column("is_deleted").to_numpy().astype(bool)
-    return is_live if horizon_from_ms is None else is_live & (buckets >= horizon_from_ms)
+    return is_live if horizon_from_ms is None else np.logical_and(is_live, buckets >= horizon_from_ms)
 
 
 def run_starts(*columns: np.ndarray) -> np.ndarray:
@@ -247,7 +260,8 @@ def sum_runs(amounts: np.ndarray, starts: np.ndarray) -> np.ndarray:
     sums, is_overflow = try_sum_runs(amounts, starts)
     if is_overflow.any():
         raise SumOverflow(
-            "a sum does not fit into 64 bits", remedy="find the amounts that are out of proportion and correct them"
+            "a sum does not fit into 64 bits",
+            remedy="find the amounts that are out of proportion and correct them",
         )
     return sums
 
@@ -259,18 +273,22 @@ def try_sum_runs(amounts: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, n
     high = np.add.reduceat(amounts >> 32, starts, axis=0)
     low = np.add.reduceat(amounts & 0xFFFFFFFF, starts, axis=0)
     high += low >> 32
-    is_overflow = ((high > 2**31 - 1) | (high < -(2**31))).any(axis=1)
+    is_overflow = np.any((high > 2**31 - 1) | (high < -(2**31)), axis=1)
     return (high << 32) + (low & 0xFFFFFFFF), is_overflow
 
 
 def _begin(spec: IndexSpec, directory: Path, meta: Meta) -> tuple[ShardJob, Path]:
     check(spec)
     if directory.exists():
-        raise TidemarkError(f"base {directory.name} exists", where=str(directory), remedy="build under a new version")
+        raise TidemarkError(
+            f"base {directory.name} exists", where=str(directory), remedy="build under a new version"
+        )
     building = directory.with_name(f"{directory.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    return ShardJob(spec, str(building), base.horizon_from(spec, meta.horizon_time_ms), fact.LOOKUP_BITS), building
+    return ShardJob(
+        spec, str(building), base.horizon_from(spec, meta.horizon_time_ms), fact.LOOKUP_BITS
+    ), building
 
 
 def _finish(
@@ -293,7 +311,12 @@ def _finish(
         lineage=lineage(spec),
         built_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         shards=shards,
-        **meta._asdict(),
+        version=meta.version,
+        cut=meta.cut,
+        horizon_time_ms=meta.horizon_time_ms,
+        models=dict(meta.models),
+        parameters=dict(meta.parameters),
+        sources=dict(meta.sources),
     )
     replace_text(building / MANIFEST, json.dumps(manifest.to_json()))
     building.rename(directory)
@@ -361,7 +384,7 @@ def _write_keys(
         of_family = keys.take(kept[family.name])
         starts = run_starts(*of_family)
         ends = np.append(starts[1:], len(of_family.lookup)) if len(starts) else starts
-        at = fact.find(*unique, of_family.take(starts))
+        at = fact.find(unique, of_family.take(starts))
         start, end = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         start[at], end[at] = starts, ends
         columns |= {f"start_{family.name}": start, f"end_{family.name}": end}
@@ -372,7 +395,9 @@ def _write_keys(
 
 def _write_identities(folder: Path, identities: Hashes, ranked: Ranks, columns: dict[str, Any]) -> None:
     versions = {  # a version of fewer than four integers needs fewer columns
-        name: ranked.versions[:, i] for i, name in enumerate(VERSION_COLUMNS) if i == 0 or ranked.versions[:, i].any()
+        name: ranked.versions[:, i]
+        for i, name in enumerate(VERSION_COLUMNS)
+        if i == 0 or ranked.versions[:, i].any()
     }
     write_columns(
         folder / "identities.arrow",
@@ -393,7 +418,9 @@ def _hash_columns(hashed: Hashes) -> dict[str, np.ndarray]:
 def _amount_columns(amounts: np.ndarray) -> dict[str, np.ndarray]:
     """A column for each amount that is not zero throughout."""
     return {
-        f"amount_{i}": np.ascontiguousarray(amounts[:, i]) for i in range(amounts.shape[1]) if amounts[:, i].any()
+        f"amount_{i}": np.ascontiguousarray(amounts[:, i])
+        for i in range(amounts.shape[1])
+        if amounts[:, i].any()
     }
 
 

@@ -175,7 +175,14 @@ class DeltaWriter:
         with file.open("rb") as written:
             os.fsync(written.fileno())
         size = file.stat().st_size
-        return AddAction(name, size, {PARTITION: day}, int(time.time() * 1000), True, json.dumps({"numRecords": rows.num_rows}))
+        return AddAction(
+            name,
+            size,
+            {PARTITION: day},
+            int(time.time() * 1000),
+            True,
+            json.dumps({"numRecords": rows.num_rows}),
+        )
 
 
 def _epoch_rows(spec: IndexSpec, marker: Marker, facts: pa.Table) -> pa.Table:
@@ -200,8 +207,8 @@ def markers(path: Path, stream: str | None = None) -> list[Marker]:
         return []
     found = []
     for file in table.file_uris():
-        for text in pq.ParquetFile(file).read(columns=["marker"]).column("marker").drop_null().to_pylist():
-            found.append(read_marker(text))
+        texts = pq.ParquetFile(file).read(columns=["marker"]).column("marker").drop_null().to_pylist()
+        found += [read_marker(text) for text in texts]
     chosen = [m for m in found if stream is None or m.stream == stream]
     return sorted(chosen, key=lambda m: (m.stream, m.incarnation, m.epoch))
 
@@ -212,7 +219,7 @@ class Tailer:
     def __init__(self, spec: IndexSpec, path: Path) -> None:
         self.spec = spec
         self.path = path
-        self.version = -1  # of the log; -1: nothing was read yet
+        self.version = -1  # of the log, up to which epochs were read
 
     def head(self) -> int:
         """The newest version of the log; -1 if there is no table yet."""
@@ -223,6 +230,8 @@ class Tailer:
 
     def snapshot(self) -> Iterator[Epoch]:
         """Every epoch of the table as it is now; from here on ``poll`` gives what comes after."""
+        if not (self.path / "_delta_log").exists():  # asked often before the first epoch
+            return
         try:
             table = DeltaTable(str(self.path))
         except TableNotFoundError:
@@ -232,31 +241,26 @@ class Tailer:
             yield from self._read(Path(file))
         self.version = version
 
-    def poll(self) -> list[Epoch]:
-        """The epochs of the next commit, or of a whole snapshot where the log was cleaned up; empty: nothing new.
+    def poll(self) -> list[Epoch] | None:
+        """The epochs of the next commit; empty if there is none; None where only ``snapshot`` can go on.
 
         Removals and rewrites are ignored: they do not change which facts were accepted.
         """
-        if self.version < 0:
-            return list(self.snapshot())
         entry = self.path / "_delta_log" / f"{self.version + 1:020d}.json"
         try:
             lines = entry.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            return list(self.snapshot()) if self._was_cleaned_up() else []
+            return None if self._was_cleaned_up() else []
         epochs: list[Epoch] = []
         for line in lines:
             added = json.loads(line).get("add")
             if added and added.get("dataChange", True):
-                epochs += self._read(self.path / added["path"])
+                try:
+                    epochs += self._read(self.path / added["path"])
+                except FileNotFoundError:  # compacted and vacuumed since: the snapshot has its facts
+                    return None
         self.version += 1
         return epochs
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the log has a commit that was not read yet."""
-        following = self.path / "_delta_log" / f"{self.version + 1:020d}.json"
-        return following.exists()
 
     def _was_cleaned_up(self) -> bool:
         try:
@@ -283,5 +287,7 @@ class Tailer:
                     ),
                 )
                 mine = rows.filter(same)
-            found.append(Epoch(marker, fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), self.spec)))
+            found.append(
+                Epoch(marker, fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), self.spec))
+            )
         return found

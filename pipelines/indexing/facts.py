@@ -110,22 +110,23 @@ def shard_column(hash_column: str, shard_count: int) -> Column:
     return F.pmod(tail, F.lit(shard_count)).cast("int")
 
 
-def find(sorted_lookup: np.ndarray, check: np.ndarray, queries: Hashes) -> np.ndarray:
-    """Where each query stands in a column sorted by look-up hash; int64[n], -1 for none.
+def find(held: Hashes, queries: Hashes) -> np.ndarray:
+    """Where each query stands in hashes that are sorted by look-up; int64[n], -1 for none.
 
-    ``check`` is aligned with ``sorted_lookup``. Runs of equal look-up hashes are searched one by one; they are rare.
+    Runs of equal look-up hashes are searched one by one; they are rare.
     """
-    if len(sorted_lookup) == 0:
+    if len(held.lookup) == 0:
         return np.full(len(queries.lookup), -1, np.int64)
     if len(queries.lookup) > 256:  # sorted queries walk the pages of a mapped column in order
         order = np.argsort(queries.lookup)
         found = np.empty(len(order), np.int64)
-        found[order] = _find(sorted_lookup, check, queries.take(order))
+        found[order] = _find(held, queries.take(order))
         return found
-    return _find(sorted_lookup, check, queries)
+    return _find(held, queries)
 
 
-def _find(sorted_lookup: np.ndarray, check: np.ndarray, queries: Hashes) -> np.ndarray:
+def _find(held: Hashes, queries: Hashes) -> np.ndarray:
+    sorted_lookup, check = held
     left = np.searchsorted(sorted_lookup, queries.lookup, side="left")
     at = np.minimum(left, len(sorted_lookup) - 1)
     found = np.where(

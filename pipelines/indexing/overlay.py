@@ -6,11 +6,12 @@ Belongs here: which epochs are folded, in what portions, up to which bound. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
+from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.base import Base
 from pipelines.indexing.delta import Epoch, Tailer
@@ -52,38 +53,53 @@ class Overlay:
 
     def catch_up(self) -> None:
         """Fold all that the delta has now."""
-        if self._tailer is None:
-            return
-        if self._tailer.version < 0:
-            self._fold(self._tailer.snapshot())
         while self.advance():
             pass
 
     def advance(self) -> bool:
-        """Fold what the delta's next commit holds; returns whether there was one."""
+        """Fold what the delta's next commit holds (at first, and where its log was cleaned up: all that it holds).
+
+        Returns whether there was anything to read.
+        """
         if self._tailer is None or self.is_full:
             return False
         before = self._tailer.version
-        epochs = self._tailer.poll()
-        self._fold(epochs)
+        epochs = self._tailer.poll() if before >= 0 else None
+        if epochs is None:
+            self._fold_snapshot(self._tailer)
+        else:
+            fresh = list(self._after_cut(epochs))
+            if fresh:
+                self._fold(fresh, positions.merge_all(epoch.marker.end for epoch in fresh))
         return self._tailer.version > before
 
-    def _fold(self, epochs: Iterable[Epoch]) -> None:
+    def _fold_snapshot(self, tailer: Tailer) -> None:
+        """Fold a whole table in portions. Its epochs come in no order, so the position moves only at the end."""
+        end = self.view.base.cut
         waiting: list[Epoch] = []
         count = 0
-        for epoch in epochs:
-            if self.view.base.cut.covers(epoch.marker.end):
-                continue
+        for epoch in self._after_cut(tailer.snapshot()):
             waiting.append(epoch)
             count += epoch.facts.num_rows
+            end = end.merge(epoch.marker.end)
             if count >= PORTION_FACTS:
-                self._fold_portion(waiting)
+                self._fold(waiting, positions.EMPTY)
                 waiting, count = [], 0
+                if self.is_full:
+                    return
         if waiting:
-            self._fold_portion(waiting)
+            self._fold(waiting, end)
+        else:
+            self.view = self.view.folded(fact.schema(self.view.spec).empty_table(), end)
 
-    def _fold_portion(self, epochs: list[Epoch]) -> None:
+    def _after_cut(self, epochs: Iterable[Epoch]) -> Iterator[Epoch]:
+        cut = self.view.base.cut
+        return (epoch for epoch in epochs if not cut.covers(epoch.marker.end))
+
+    def _fold(self, epochs: list[Epoch], end: Position) -> None:
         facts = pa.concat_tables([epoch.facts for epoch in epochs])
-        end: Position = positions.merge_all(epoch.marker.end for epoch in epochs)
         self.view = self.view.folded(facts, end)
-        self._last_epoch = epochs[-1].marker.name
+        newest = max(
+            epochs, key=lambda e: (e.marker.broker_time_max_ms or 0, e.marker.incarnation, e.marker.epoch)
+        )
+        self._last_epoch = newest.marker.name

@@ -1,8 +1,8 @@
 """A replica: the views that a serving process reads, kept fresh and swapped to new bases.
 
-Belongs here: the threads that follow pointers and deltas of each index. HTTP is ``serving``'s. A swap opens the new base
-and folds its delta beside the old view, and replaces the pair only when it is as fresh: no gap, no double count, no torn
-read. A base that cannot be opened leaves the old view where it is, and says why.
+Belongs here: the threads that follow pointers and deltas of each index. HTTP is ``serving``'s. A swap opens the new
+base and folds its delta beside the old view, and replaces the pair only when it is as fresh: no gap, no double count,
+no torn read. A base that cannot be opened leaves the old view where it is, and says why.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Follower:
                         self._changed.notify_all()
                 else:
                     self._stopping.wait(POLL_S)
-            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a file system does
+            except Exception as error:
                 log.exception("following the delta of %s failed", self.spec.name)
                 self._error = str(error)
                 self._stopping.wait(1.0)
@@ -191,7 +191,7 @@ class Follower:
                     self._prepare_one(pointer)
             except TidemarkError as error:
                 self._error = str(error)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:
                 log.exception("preparing a swap of %s failed", self.spec.name)
                 self._error = str(error)
             self._stopping.wait(POINTER_POLL_S)

@@ -57,7 +57,7 @@ class Run:
 
     def find(self, identities: Hashes) -> np.ndarray:
         """The row of each identity, -1 for none."""
-        at = fact.find(*self.identities, identities)
+        at = fact.find(self.identities, identities)
         return np.where(at >= 0, self.by_identity[np.maximum(at, 0)], -1) if len(self) else at
 
     def rows_of(self, key: Hashes) -> np.ndarray:
@@ -134,7 +134,7 @@ class _RowsView:
         """For each shard that has some of the keys: the shard, which of them, and their ordinals."""
         located = []
         for shard, queries in self.base.split(keys):
-            at = fact.find(*shard.keys, keys.take(queries))
+            at = fact.find(shard.keys, keys.take(queries))
             hit = at >= 0
             if hit.any():
                 located.append((shard, queries[hit], at[hit]))
@@ -190,7 +190,9 @@ class DocumentsView(_RowsView):
             self._overlay_parts(hashed, parts)
         present = parts[read.presence]
         return [
-            None if present[i] is None else {name: parts[name][i] for name in wanted if parts[name][i] is not None}
+            None
+            if present[i] is None
+            else {name: parts[name][i] for name in wanted if parts[name][i] is not None}
             for i in range(len(keys))
         ]
 
@@ -257,7 +259,9 @@ class DocumentsView(_RowsView):
         """
         path = self._path(name, Vector)
         query = np.ascontiguousarray(query, np.float32)
-        excluded = {id(shard): ords for shard, _, ords in self._base_rows(hash_keys(exclude))} if exclude else {}
+        excluded = (
+            {id(shard): ords for shard, _, ords in self._base_rows(hash_keys(exclude))} if exclude else {}
+        )
         found: list[tuple[bytes, float]] = []
         for shard in self.base.shards:
             vectors = self._vectors(shard, path)
@@ -420,7 +424,9 @@ class TimelineAnswer(NamedTuple):
 class TimelineView(_RowsView):
     """Timelines by key."""
 
-    def timeline(self, key: bytes, limit: int | None = None, before: tuple[int, bytes] | None = None) -> TimelineAnswer:
+    def timeline(
+        self, key: bytes, limit: int | None = None, before: tuple[int, bytes] | None = None
+    ) -> TimelineAnswer:
         """The newest ``limit`` events of a key (all, if None), inside the horizon.
 
         ``before``: only events that come after this (time_ms, id) in the answer's order, for paging. A declared
@@ -430,7 +436,9 @@ class TimelineView(_RowsView):
         assert isinstance(read, Timeline)
         family = self.spec.families[0].name
         hashed = hash_keys([key])
-        standing = [(run, rows[run.family[rows] == 0]) for run, rows in self._newest(hashed)] if self.runs else []
+        standing = (
+            [(run, rows[run.family[rows] == 0]) for run, rows in self._newest(hashed)] if self.runs else []
+        )
         hidden = np.concatenate([run.base_row[rows] for run, rows in standing] or [_NO_ROWS])
         hidden = hidden[hidden >= 0]
         bounds = [n for n in (read.count, limit if before is None else None) if n is not None]
@@ -526,7 +534,7 @@ def _newest_first(pieces: list[pa.Table], spec: IndexSpec) -> pa.Table:
 
 
 def _floor(shard: RowsShard, hashed: Hashes) -> tuple[int, bytes] | None:
-    at = fact.find(*shard.floor_keys, hashed)[0]
+    at = fact.find(shard.floor_keys, hashed)[0]
     return (int(shard.floor_times[at]), shard.floor_ids[at].as_py()) if at >= 0 else None
 
 
@@ -550,7 +558,9 @@ def _after(events: pa.Table, before: tuple[int, bytes]) -> pa.Table:
     return events.slice(cut + sum(i >= event for i in ids))
 
 
-def _named(shard: RowsShard, vectors: access.Vectors, found: tuple[np.ndarray, np.ndarray], k: int) -> list[tuple[bytes, float]]:
+def _named(
+    shard: RowsShard, vectors: access.Vectors, found: tuple[np.ndarray, np.ndarray], k: int
+) -> list[tuple[bytes, float]]:
     rows, scores = found
     keys = shard.key_bytes.take(vectors.ordinals[rows]).to_pylist()
     pairs = sorted(zip(keys, scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))

@@ -40,7 +40,10 @@ class NoState:
 
     def table(self, name: str) -> DataFrame:
         """Raises ``BadSpec``: there is no state here."""
-        raise BadSpec(f"a transform looks up {name!r}, but was given no state", remedy="give the stream or build a State")
+        raise BadSpec(
+            f"a transform looks up {name!r}, but was given no state",
+            remedy="give the stream or build a State",
+        )
 
 
 class Family(NamedTuple):
@@ -66,7 +69,7 @@ class Timeline(NamedTuple):
     """
 
     age_ms: int | None = None
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # hides tuple.count, which nobody needs
 
 
 class Sums(NamedTuple):

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -65,7 +65,11 @@ class Incarnation(NamedTuple):
 
 
 def begin(
-    checkpoints: Path, name: str, topic_ids: Mapping[str, str], committed: Callable[[], Committed], partitions: int
+    checkpoints: Path,
+    name: str,
+    topic_ids: Mapping[str, str],
+    committed: Callable[[], Committed],
+    partitions: int,
 ) -> Incarnation:
     """Go on with a stream's incarnation, or begin a new one.
 
@@ -94,7 +98,9 @@ def begin(
     incarnation = Incarnation(number, folder / str(number), json.dumps(offsets))
     replace_text(
         folder / "incarnation.json",
-        json.dumps({"number": number, "topic_ids": dict(topic_ids), "starting_offsets": incarnation.starting_offsets}),
+        json.dumps(
+            {"number": number, "topic_ids": dict(topic_ids), "starting_offsets": incarnation.starting_offsets}
+        ),
     )
     log.info("%s begins incarnation %d at %s", name, number, incarnation.starting_offsets)
     return incarnation
@@ -245,7 +251,7 @@ def _extreme(rows: pa.Table, column: str, which: Callable[[pa.ChunkedArray], pa.
     return None if value is None else value // 1000
 
 
-def _stored(path: Path) -> dict | None:  # type: ignore[type-arg]
+def _stored(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -256,4 +262,12 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-__all__: Sequence[str] = ["Committed", "HotStream", "HotStreamRun", "Incarnation", "begin", "read_range", "records"]
+__all__: Sequence[str] = [
+    "Committed",
+    "HotStream",
+    "HotStreamRun",
+    "Incarnation",
+    "begin",
+    "read_range",
+    "records",
+]

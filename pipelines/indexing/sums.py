@@ -41,7 +41,9 @@ class Contributions(NamedTuple):
 
     def take(self, rows: np.ndarray) -> Contributions:
         """The contributions of these rows."""
-        return Contributions(self.keys.take(rows), self.bucket_ms[rows], self.amounts[rows], self.is_counted[rows])
+        return Contributions(
+            self.keys.take(rows), self.bucket_ms[rows], self.amounts[rows], self.is_counted[rows]
+        )
 
 
 class Adjustments(NamedTuple):
@@ -95,7 +97,9 @@ class SumsView:
         runs = _fold(self.base, self.runs, facts) if facts.num_rows else self.runs
         return type(self)(self.base, self.position.merge(position), runs)
 
-    def sums(self, key: bytes, from_ms: int | None = None, to_ms: int | None = None) -> dict[int, tuple[int, ...]]:
+    def sums(
+        self, key: bytes, from_ms: int | None = None, to_ms: int | None = None
+    ) -> dict[int, tuple[int, ...]]:
         """The sums of a key: bucket start (ms) → amounts, ascending; buckets of only zeros are left out.
 
         Buckets count that begin in [from_ms, to_ms); None: no bound.
@@ -137,9 +141,7 @@ class SumsView:
             touched = [n for (s, n) in adjusted.base if s is shard]
             if touched:
                 totals = totals.copy()
-                totals[touched] = [
-                    _checked([int(totals[n]) + adjusted.base[(shard, n)]])[0] for n in touched
-                ]
+                totals[touched] = [_checked([int(totals[n]) + adjusted.base[(shard, n)]])[0] for n in touched]
             chosen = np.flatnonzero(totals > 0)
             if len(chosen) > k:
                 least = np.partition(totals[chosen], len(chosen) - k)[len(chosen) - k]
@@ -152,7 +154,9 @@ class SumsView:
     def latest_bucket_ms(self) -> int | None:
         """The start of the newest bucket in which something stands or stood; None where there is none."""
         newest = [_latest(shard) for shard in self.base.shards if len(shard.bucket_ms)]
-        newest += [int(run.adjustments.bucket_ms.max()) for run in self.runs if len(run.adjustments.bucket_ms)]
+        newest += [
+            int(run.adjustments.bucket_ms.max()) for run in self.runs if len(run.adjustments.bucket_ms)
+        ]
         return max(newest, default=None)
 
     def _check_window(self, from_ms: int | None) -> None:
@@ -176,14 +180,18 @@ class SumsView:
                 if name is not None:
                     names[pair] = name
         pairs_ = list(by_key)
-        hashed = Hashes(np.array([p[0] for p in pairs_], np.uint64), np.array([p[1] for p in pairs_], np.uint64))
+        hashed = Hashes(
+            np.array([p[0] for p in pairs_], np.uint64), np.array([p[1] for p in pairs_], np.uint64)
+        )
         base: dict[tuple[SumsShard, int], int] = {}
         known: set[int] = set()
         for shard, queries, at in _keys(self.base, hashed):
             for query, number in zip(queries.tolist(), at.tolist(), strict=True):
                 base[(shard, number)] = by_key[pairs_[query]]
                 known.add(query)
-        new = {names[p]: _checked([by_key[p]])[0] for n, p in enumerate(pairs_) if n not in known and p in names}
+        new = {
+            names[p]: _checked([by_key[p]])[0] for n, p in enumerate(pairs_) if n not in known and p in names
+        }
         return _Adjusted(base, new)
 
 
@@ -208,7 +216,7 @@ def _fold(base: Base, runs: tuple[Run, ...], facts: pa.Table) -> tuple[Run, ...]
     keep = ~known.is_known | greater(ranked, known.ranks)
     before = _base_contributions(base, identities, len(read.amounts))
     for run in runs:  # oldest first: what a newer run says of an identity replaces what older ones say
-        at = fact.find(*run.identities, identities)
+        at = fact.find(run.identities, identities)
         hit = np.flatnonzero(at >= 0)
         keep[hit] &= greater(ranked.take(hit), run.ranks.take(at[hit]))
         for mine, theirs in zip(_arrays(before), _arrays(run.contributions), strict=True):
@@ -248,7 +256,8 @@ def _adjustments(added: Contributions, key: pa.Array, taken: Contributions) -> A
     up, down = added.take(plus), taken.take(minus)
     return _grouped(
         Hashes(
-            np.concatenate([up.keys.lookup, down.keys.lookup]), np.concatenate([up.keys.check, down.keys.check])
+            np.concatenate([up.keys.lookup, down.keys.lookup]),
+            np.concatenate([up.keys.check, down.keys.check]),
         ),
         pa.concat_arrays([key.take(plus).cast(pa.large_binary()), pa.nulls(len(minus), pa.large_binary())]),
         np.concatenate([up.bucket_ms, down.bucket_ms]),
@@ -282,7 +291,7 @@ def _compact(runs: tuple[Run, ...]) -> tuple[Run, ...]:
 
 def _merged(older: Run, newer: Run) -> Run:
     is_superseded = np.zeros(len(older), bool)
-    at = fact.find(*older.identities, newer.identities)
+    at = fact.find(older.identities, newer.identities)
     is_superseded[at[at >= 0]] = True
     rest = np.flatnonzero(~is_superseded)
     lookup = np.concatenate([older.identities.lookup[rest], newer.identities.lookup])
@@ -306,7 +315,9 @@ def _merged(older: Run, newer: Run) -> Run:
             both(old.is_counted, new.is_counted),
         ),
         _grouped(
-            Hashes(np.concatenate([a.keys.lookup, b.keys.lookup]), np.concatenate([a.keys.check, b.keys.check])),
+            Hashes(
+                np.concatenate([a.keys.lookup, b.keys.lookup]), np.concatenate([a.keys.check, b.keys.check])
+            ),
             pa.concat_arrays([a.key, b.key]),
             np.concatenate([a.bucket_ms, b.bucket_ms]),
             np.concatenate([a.amounts, b.amounts]),
@@ -317,7 +328,7 @@ def _merged(older: Run, newer: Run) -> Run:
 def _keys(base: Base, hashed: Hashes) -> list[tuple[SumsShard, np.ndarray, np.ndarray]]:
     located = []
     for shard, queries in base.split(hashed):
-        at = fact.find(*shard.keys, hashed.take(queries))
+        at = fact.find(shard.keys, hashed.take(queries))
         hit = at >= 0
         if hit.any():
             located.append((shard, queries[hit], at[hit]))
@@ -354,7 +365,9 @@ def _checked(amounts: list[int]) -> tuple[int, ...]:
 
 def _weighted(amounts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The weighted sum of each row: int64 where even the sum of all rows fits, exact Python integers otherwise."""
-    bound = float(np.abs(amounts.astype(np.float64)) @ np.abs(weights.astype(np.float64)) @ np.ones(len(amounts)))
+    bound = float(
+        np.abs(amounts.astype(np.float64)) @ np.abs(weights.astype(np.float64)) @ np.ones(len(amounts))
+    )
     if bound < 2.0**62:
         return amounts @ weights
     return amounts.astype(object) @ weights.astype(object)
@@ -381,7 +394,9 @@ def _shard_totals(
             weighted = _weighted(_dense(shard.amounts, inside), np.array(weights, np.int64))
             starts = run_starts(key_of)
             summed = np.add.reduceat(weighted, starts)
-            totals[key_of[starts]] = [_checked([total])[0] for total in summed] if summed.dtype == object else summed
+            totals[key_of[starts]] = (
+                [_checked([total])[0] for total in summed] if summed.dtype == object else summed
+            )
         while len(cache) >= 16:
             cache.pop(next(iter(cache)), None)
         cache[wanted] = totals

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from pipelines.errors import TidemarkError
 from pipelines.indexing import delta
 from pipelines.indexing.base import MANIFEST, BadBase, Manifest, check_files, read_manifest
 from pipelines.indexing.files import BrokenArtifact, replace_text
-from pipelines.indexing.position import Position
 
 
 class VersionError(TidemarkError):
@@ -94,9 +93,13 @@ class Versions:
 
     def names(self) -> list[str]:
         """The versions that are there, oldest first."""
-        return sorted(path.parent.name for path in self.folder.glob(f"*/{MANIFEST}") if path.parent.suffix != ".building")
+        return sorted(
+            path.parent.name
+            for path in self.folder.glob(f"*/{MANIFEST}")
+            if path.parent.suffix != ".building"
+        )
 
-    def list(self) -> list[Manifest]:
+    def manifests(self) -> list[Manifest]:
         """The manifests of the versions that are there, oldest first; unreadable ones are left out."""
         found = []
         for name in self.names():
@@ -154,7 +157,9 @@ class Versions:
             older = [name for name in self.names() if name < served.version]
             chosen = version or (older[-1] if older else None)
             if chosen is None:
-                raise VersionError(f"{self.index} has no version older than {served.version}", remedy="build one")
+                raise VersionError(
+                    f"{self.index} has no version older than {served.version}", remedy="build one"
+                )
             directory = self.path(chosen)
             if chosen > served.version:
                 raise VersionError(
@@ -196,7 +201,9 @@ class Versions:
             names = self.names()
             oldest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
             kept = set(names[-keep:]) | self._in_use()
-            dropped = [m.version for m in self.list() if datetime.datetime.fromisoformat(m.built_at) < oldest]
+            dropped = [
+                m.version for m in self.manifests() if datetime.datetime.fromisoformat(m.built_at) < oldest
+            ]
             dropped = [name for name in dropped if name not in kept]
             for name in dropped:
                 shutil.rmtree(self.folder / name)
@@ -226,7 +233,9 @@ class Versions:
                 states.append(state)
         return states
 
-    def wait_swapped(self, pointer: Pointer, timeout_s: float, report: Callable[[str], None] | None = None) -> None:
+    def wait_swapped(
+        self, pointer: Pointer, timeout_s: float, report: Callable[[str], None] | None = None
+    ) -> None:
         """Return when every local replica serves what its pointer says.
 
         Raises:
@@ -256,10 +265,8 @@ class Versions:
 
     def _in_use(self) -> set[str]:
         used = {pointer.version for pointer in (self.pointer(), *self._own_pointers()) if pointer}
-        try:
+        with suppress(FileNotFoundError):
             used.add(json.loads((self.folder / "confirmed.json").read_text(encoding="utf-8"))["version"])
-        except FileNotFoundError:
-            pass
         return used | {state.version for state in self.replicas() if state.version}
 
     def _own_pointers(self) -> list[Pointer | None]:
@@ -284,7 +291,9 @@ class Versions:
             return None
         except (ValueError, TypeError) as error:
             raise VersionError(
-                f"{path.name} is no pointer: {error}", where=str(path), remedy=f"`tidemark publish {self.index} …`"
+                f"{path.name} is no pointer: {error}",
+                where=str(path),
+                remedy=f"`tidemark publish {self.index} …`",
             ) from error
 
     @contextmanager
@@ -305,17 +314,16 @@ def reaches(deltas: Path, manifest: Manifest) -> bool:
         for topic, offsets in marker.start.topics.items():
             for partition, offset in offsets.items():
                 begins[topic, partition] = min(offset, begins.get((topic, partition), offset))
-    first = Position(topics := {})
-    for (topic, partition), offset in begins.items():
-        topics.setdefault(topic, {})[partition] = offset
-    return manifest.cut.covers(first)
+    return all(
+        offset <= manifest.cut.topics.get(topic, {}).get(partition, 0)
+        for (topic, partition), offset in begins.items()
+    )
 
 
 def process_started(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; None if there is none. With it a pid is never mistaken."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
-            return int(stat.read().rpartition(")")[2].split()[19])
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
 

@@ -66,7 +66,9 @@ def load_all(spark: SparkSession, settings: Settings, fraction: float = 1.0) -> 
     with load.nanoseconds_as_long(spark):
         purchases = _kept(_source(spark, "transactions"), "household_id", fraction)
         products = _source(spark, "products")
-        pins = load.load(spark, settings, PIN_UPDATES, pin_records(products, purchases, fraction), load_id)
+        records = pin_records(products, purchases, fraction).persist()  # it reads all the purchases
+        pins = load.load(spark, settings, PIN_UPDATES, records, load_id)
+        records.unpersist()
         interactions = load.load(spark, settings, USER_INTERACTIONS, purchase_records(purchases), load_id)
         if not interactions.is_repeat:
             interactions = interactions._replace(warnings=_unknown_products(purchases, products))
@@ -98,28 +100,22 @@ def pin_records(products: DataFrame, purchases: DataFrame, fraction: float = 1.0
     """A record of `pin-updates` for each product: its catalogue and, if it was ever sold, its newest unit price."""
     from pyspark.sql import functions as F
 
-    prices = (
-        purchases.filter("quantity > 0")
-        .groupBy("product_id")
-        .agg(
-            F.max(
-                F.struct(
-                    "transaction_timestamp",
-                    "basket_id",
-                    F.round(_exact(F.col("sales_value")) * 1_000_000 / F.col("quantity")).cast("bigint").alias("price"),
-                )
-            )["price"].alias("price")
-        )
+    priced = F.struct(
+        "transaction_timestamp",
+        "basket_id",
+        F.round(_exact(F.col("sales_value")) * 1_000_000 / F.col("quantity")).cast("bigint").alias("price"),
     )
-    sold = purchases.select("product_id").distinct().withColumn("_is_sold", F.lit(True))
-    chosen = products.join(F.broadcast(sold), "product_id", "left").join(F.broadcast(prices), "product_id", "left")
+    sold = purchases.groupBy("product_id").agg(
+        F.max(F.when(F.col("quantity") > 0, priced))["price"].alias("price"), F.lit(True).alias("_is_sold")
+    )
+    chosen = products.join(F.broadcast(sold), "product_id", "left")
     if fraction < 1:
         chosen = chosen.filter(F.col("_is_sold") | _is_kept("product_id", fraction))
     fields = {
         "pin_id": F.col("product_id").cast("string"),
         "version": F.lit(1),
         "catalogue": F.struct(
-            F.concat_ws(", ", "product_type", "package_size").alias("title"),
+            F.nullif(F.concat_ws(", ", "product_type", "package_size"), F.lit("")).alias("title"),
             F.col("product_category").alias("category"),
             "department",
             "brand",

@@ -55,7 +55,9 @@ def counts(rows: DataFrame, state: State) -> DataFrame:
         rows,
         family="counts",
         identity=[F.col("user_id"), F.col("event_id")],
-        key=F.coalesce(F.col("pin_id"), F.lit("")),  # a tombstone names no pin: what it takes back, the fold knows
+        key=F.coalesce(
+            F.col("pin_id"), F.lit("")
+        ),  # a tombstone names no pin: what it takes back, the fold knows
         id=F.col("event_id"),
         time_ms=_time_ms(),
         version=[F.col("version")],

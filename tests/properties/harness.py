@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, settings
 
-from pipelines.indexing import base as bases
 from pipelines.indexing import build, delta
 from pipelines.indexing import facts as fact
 from pipelines.indexing.position import Position
-from pipelines.indexing.spec import IndexSpec
-from pipelines.indexing.view import View, view
+from pipelines.indexing.replica import Follower
+from pipelines.indexing.spec import IndexSpec, lineage
+from pipelines.indexing.versions import VersionError, Versions
+from pipelines.indexing.view import View
 from tests.oracle import Statement
 from tests.properties.strategies import (
     Again,
@@ -91,6 +92,8 @@ class Ledger:
         self.candidates: list[Candidate] = []
         self.published: list[int] = []
         self.served: Candidate | None = None
+        self.pending: Candidate | None = None
+        """a base that the pointer names and that is not served yet"""
         self.is_without_delta = False
         self._incarnation = {stream: 0 for stream in history.logs}
         self._epoch = {stream: 0 for stream in history.logs}
@@ -171,7 +174,7 @@ class Ledger:
 
     def publish(self, candidate: Candidate) -> None:
         """The candidate is served, with the delta."""
-        self.served = candidate
+        self.served, self.pending = candidate, None
         self.is_without_delta = False
         if candidate.number not in self.published:
             self.published.append(candidate.number)
@@ -187,6 +190,15 @@ class Ledger:
         """The older base is served."""
         self.served = candidate
         self.is_without_delta = without_delta
+
+    def position(self) -> tuple[dict[str, dict[int, int]], tuple[str, ...]]:
+        """How far what is visible reaches, by stream and partition, and the loads in it."""
+        reached = {stream: dict(offsets) for stream, offsets in self.served.archived.items()} if self.served else {}
+        for batch in () if self.is_without_delta else self.committed:
+            mine = reached.setdefault(batch.stream, {})
+            for partition, offset in batch.end.items():
+                mine[partition] = max(offset, mine.get(partition, 0))
+        return reached, self.served.loads if self.served else ()
 
     def visible(self) -> list[Statement]:
         """Everything accepted that an answer has to stand on: the base's statements and the committed batches'."""
@@ -242,61 +254,83 @@ def position_of(offsets: Mapping[str, Mapping[int, int]], loads: Iterable[str] =
 
 
 class Home:
-    """An index's home on disk, driven through what is shipped: writer, tailer, base files and view."""
+    """An index's home on disk, driven through what is shipped: writer, tailer, versions, base files, swap and view.
 
-    def __init__(self, spec: IndexSpec, directory: Path) -> None:
+    The follower's threads are not started: the same methods that they call are called here, one after the other, so
+    that a failure can be replayed. ``test_replica`` runs the threads.
+    """
+
+    def __init__(self, spec: IndexSpec, directory: Path, topics: Iterable[str]) -> None:
         self.spec = spec
-        self.directory = directory
-        self.delta = directory / "delta"
-        self.writer = delta.DeltaWriter(spec, self.delta)
-        self.base = bases.empty(spec)
-        self.is_without_delta = False
+        self.indices = directory / "indices"
+        self.deltas = directory / "delta"
+        self.topics = frozenset(topics)
+        self.versions = Versions(self.indices, spec.name)
+        self.writer = delta.DeltaWriter(spec, delta.table_path(self.deltas, spec.name, lineage(spec)))
+        self._names: dict[int, str] = {}
         self.restart()
 
     def commit(self, batch: Batch) -> bool:
-        """The stream's writer commits a batch."""
+        """The stream's writer commits a batch; returns whether it was new."""
         start, end = offsets_read(batch)
         marker = delta.Marker(batch.stream, batch.incarnation, batch.epoch, start, end, len(batch.statements))
-        is_new = self.writer.commit(marker, fact.table(self.spec, rows_of(batch.statements)))
-        self.follow()
-        return is_new
+        return self.writer.commit(marker, fact.table(self.spec, rows_of(batch.statements)))
 
     def build(self, candidate: Candidate) -> None:
         """A base is built and stands on disk."""
-        meta = build.Meta(
-            f"v{candidate.number}",
-            position_of(candidate.archived, candidate.loads),
-            candidate.max_broker_time_ms,
-        )
-        facts = fact.table(self.spec, rows_of(candidate.given))
+        name = self.versions.new_version(lineage(self.spec))
+        cut = position_of(candidate.archived, candidate.loads)
         build.build_local(
-            self.spec, facts, self.directory / meta.version, meta, shard_count=candidate.shards
+            self.spec,
+            fact.table(self.spec, rows_of(candidate.given)),
+            self.versions.new_path(name),
+            build.Meta(name, cut, candidate.max_broker_time_ms),
+            shard_count=candidate.shards,
         )
+        self._names[candidate.number] = name
 
-    def serve(self, candidate: Candidate, without_delta: bool) -> None:
-        """A base is swapped in."""
-        self.base = bases.open_base(self.spec, self.directory / f"v{candidate.number}")
-        self.is_without_delta = without_delta
-        self.restart()
+    def publish(self, candidate: Candidate) -> None:
+        """The pointer names a base."""
+        self.versions.publish(self._names[candidate.number])
+
+    def is_refused(self, candidate: Candidate) -> bool:
+        """Whether publishing a base is refused."""
+        try:
+            self.publish(candidate)
+        except VersionError:
+            return True
+        return False
+
+    def roll_back(self, candidate: Candidate, without_delta: bool) -> None:
+        """The pointer names an older base."""
+        self.versions.rollback(
+            self._names[candidate.number], deltas=self.deltas, without_delta=without_delta
+        )
 
     def restart(self) -> None:
-        """Serving begins anew, from the base and the delta's snapshot."""
-        self.tailer = delta.Tailer(self.spec, self.delta)
-        self._view = view(self.base)
+        """Serving begins anew, from the pointer, the base's files and the delta's snapshot."""
+        self.follower = Follower(
+            self.spec, self.indices, self.deltas, topics=self.topics, max_facts=1_000_000
+        )
+        self.prepare()
         self.follow()
 
+    def prepare(self) -> None:
+        """The follower makes ready what the pointer names, beside what it serves."""
+        pointer = self.versions.pointer("default")
+        if pointer is not None and pointer.generation > self.follower._tried:
+            self.follower._prepare_one(pointer)
+            assert self.follower.status()["error"] is None
+
     def follow(self) -> None:
-        """Serving follows the log to its end."""
-        if self.is_without_delta:
-            return
-        while epochs := self.tailer.poll():
-            for epoch in epochs:
-                if not self.base.cut.covers(epoch.marker.end):
-                    self._view = self._view.folded(epoch.facts, epoch.marker.end)
+        """The follower folds what the log has, and adopts what is ready."""
+        while self.follower._overlay.advance():
+            pass
+        self.follower._adopt()
 
     def view(self) -> View:
         """What is served now."""
-        return self._view
+        return self.follower.view
 
 
 def offsets_read(batch: Batch) -> tuple[Position, Position]:
@@ -308,23 +342,45 @@ def offsets_read(batch: Batch) -> tuple[Position, Position]:
     )
 
 
-def drive(spec: IndexSpec, history: History, check: Callable[[Home, Ledger], None]) -> None:
+SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a commit syncs its file: memory is quicker
+Check = Callable[[Home, Ledger], None]
+
+
+def drive(spec: IndexSpec, history: History, check: Check) -> None:
     """Run a history in an empty home and check the answers after each step."""
     directory = Path(tempfile.mkdtemp(prefix="tidemark-", dir=SCRATCH))
     bits, fact.LOOKUP_BITS = fact.LOOKUP_BITS, history.lookup_bits
     try:
-        home, ledger = Home(spec, directory), Ledger(history)
+        home = Home(spec, directory, (f"topic-{stream}" for stream in history.logs))
+        ledger = Ledger(history)
         for step in history.steps:
             take(step, home, ledger)
-            check(home, ledger)
+            check_all(home, ledger, check)
+            if ledger.pending and not isinstance(step, Publish):  # one step later the slow swap is over
+                swap(home, ledger)
+                check_all(home, ledger, check)
+        if ledger.pending:
+            swap(home, ledger)
         home.restart()
-        check(home, ledger)
+        check_all(home, ledger, check)
     finally:
         fact.LOOKUP_BITS = bits
         shutil.rmtree(directory)
 
 
-SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a commit syncs its file: memory is quicker
+def check_all(home: Home, ledger: Ledger, check: Check) -> None:
+    """The answers, and where the view says that it stands."""
+    check(home, ledger)
+    stands, expected = home.view().position, position_of(*ledger.position())
+    assert stands.covers(expected), "the view stands before what it holds"
+    assert expected.covers(stands), "the view says that it stands after what it holds"
+
+
+def swap(home: Home, ledger: Ledger) -> None:
+    """What was made ready is adopted."""
+    assert ledger.pending
+    home.follow()
+    ledger.publish(ledger.pending)
 
 
 def take(step: Any, home: Home, ledger: Ledger) -> None:
@@ -343,20 +399,39 @@ def take(step: Any, home: Home, ledger: Ledger) -> None:
             candidate = ledger.candidate(step)
             home.build(candidate)
             ledger.built(candidate)
-            if step.is_published:
-                home.serve(candidate, False)
-                ledger.publish(candidate)
-        case Publish():
-            if newest := ledger.publishable():
-                home.serve(newest, False)
-                ledger.publish(newest)
+        case Publish(is_slow):
+            publish(home, ledger, is_slow)
         case Rollback(back, without_delta):
-            if older := ledger.older(back):
-                home.serve(older, without_delta)
+            if not ledger.pending and (older := ledger.older(back)):
+                assert home.is_refused(older), "an older base was published; that is a roll back"
+                home.roll_back(older, without_delta)
+                home.prepare()
+                home.follow()
                 ledger.roll_back(older, without_delta)
         case Resume():
-            if ledger.served:
-                home.serve(ledger.served, False)
+            if ledger.served and not ledger.pending:
+                home.versions.resume()
+                home.prepare()
+                home.follow()
                 ledger.is_without_delta = False
         case Restart():
             home.restart()
+            if ledger.pending:
+                ledger.publish(ledger.pending)
+    if ledger.pending:
+        while home.follower._overlay.advance():  # the old view goes on
+            pass
+    else:
+        home.follow()
+
+
+def publish(home: Home, ledger: Ledger, is_slow: bool) -> None:
+    """The newest candidate is published, if it is newer than what is served; a slow swap is left half done."""
+    newest = ledger.publishable()
+    if newest is None or ledger.pending:
+        return
+    home.publish(newest)
+    home.prepare()
+    ledger.pending = newest
+    if not is_slow:
+        swap(home, ledger)

@@ -66,7 +66,7 @@ class Incarnation(NamedTuple):
 
 
 class Build(NamedTuple):
-    """A base of what the archive holds, and a few records that it took beyond the cut; perhaps published."""
+    """A base of what the archive holds, and a few records that it took beyond the cut."""
 
     archived: Mapping[str, Offsets]
     loads: tuple[str, ...]
@@ -74,12 +74,14 @@ class Build(NamedTuple):
     shards: int
     is_curated: bool
     """Whether the builder is given what is current alone, as ``curated`` keeps it, or every record."""
-    is_published: bool
     model: int
 
 
 class Publish(NamedTuple):
     """The newest candidate is published, after whatever came since its cut."""
+
+    is_slow: bool
+    """Whether the old view is still served, and follows the delta, while the new one is made ready."""
 
 
 class Rollback(NamedTuple):
@@ -339,12 +341,13 @@ def _steps(
                     choices.of((0, 0, 0, 1, 3)),
                     choices.of((1, 1, 2, 3)),
                     choices.is_hit(3),
-                    not choices.is_hit(4),
                     choices.below(2),
                 )
             )
+            if not choices.is_hit(4):
+                steps.append(Publish(choices.is_hit(3)))
         elif kind < 13:
-            steps.append(Publish())
+            steps.append(Publish(choices.is_hit(3)))
         elif kind < 16:
             steps.append(Rollback(choices.below(2), choices.is_hit(3)))
         elif kind < 17:

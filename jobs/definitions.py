@@ -1,0 +1,42 @@
+"""The only Definitions: assets, checks, resources, the build job and the sensor that keeps it going.
+
+Belongs here: putting together what other modules declare. `dagster dev -m jobs.definitions` shows and runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from assets.curated import curated_assets
+from assets.features import feature_assets
+from assets.index import all_index_assets
+from assets.models import model_assets
+from assets.platform import Platform
+from assets.raw import raw_assets
+from jobs.schedules import automation, whole_build
+from pipelines import settings
+from quality import gates
+from quality.checks import candidate_checks, curated_checks
+
+
+def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """The definitions, with other resources where a test or the command line has its own.
+
+    Args:
+        resource_overrides: Resource name → value; `platform` is the only one that there is.
+    """
+    platform = Platform(settings.load, gates.examine)
+    return dg.Definitions(
+        assets=[*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets],
+        asset_checks=[*curated_checks, *candidate_checks],
+        jobs=[whole_build],
+        sensors=[automation],
+        resources={"platform": platform} | dict(resource_overrides or {}),
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,120 @@
+"""Epoch markers, copied from the deltas to `ops.epochs`: a delta is cleaned up, the record of its epochs is kept.
+
+Here: which markers are new, and their rows. Not here: when it runs (`jobs.streams`).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from pipelines import lake
+from pipelines.indexing import delta
+from pipelines.indexing.delta import Marker
+from pipelines.indexing.spec import IndexSpec, lineage
+from pipelines.indices import INDICES
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from pipelines.settings import Settings
+
+Source = tuple[str, str, str]  # index, lineage, stream
+
+
+class MarkerCopy:
+    """Copies each epoch once; epochs of a stream are committed in order, so the greatest copied one says what is new."""
+
+    def __init__(self, spark: SparkSession, settings: Settings) -> None:
+        self._spark, self._settings = spark, settings
+        self._seen: set[str] = set()
+        self._copied: dict[Source, tuple[int, int]] | None = None
+
+    def run(self) -> int:
+        """Copies what is new; gives how many epochs that were."""
+        if self._copied is None:
+            lake.ensure(self._spark, lake.OPS_EPOCHS)
+            self._copied = self._already_copied()
+        copied = dict(self._copied)
+        rows: list[dict[str, Any]] = []
+        files: set[str] = set()
+        for spec in INDICES.values():
+            found, read = self._new(spec, copied)
+            rows += found
+            files |= read
+        if rows:
+            schema = self._spark.table(lake.OPS_EPOCHS.identifier).schema
+            lake.append(self._spark.createDataFrame(rows, schema), lake.OPS_EPOCHS)
+        self._copied = copied
+        self._seen |= files
+        return len(rows)
+
+    def _already_copied(self) -> dict[Source, tuple[int, int]]:
+        from pyspark.sql import functions as F  # noqa: N812
+
+        newest = F.max(F.struct("incarnation", "epoch")).alias("newest")
+        table = lake.read(self._spark, lake.OPS_EPOCHS.name)
+        return {
+            (row["index"], row["lineage"], row["stream"]): tuple(row["newest"])
+            for row in table.groupBy("index", "lineage", "stream").agg(newest).collect()
+        }
+
+    def _new(self, spec: IndexSpec, copied: dict[Source, tuple[int, int]]) -> tuple[list[dict[str, Any]], set[str]]:
+        mark = lineage(spec)
+        path = delta.table_path(self._settings.paths.delta, spec.name, mark)
+        try:
+            added = pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))
+        except TableNotFoundError:
+            return [], set()
+        files = added.select(["path", "modification_time"]).to_pylist()
+        unread = [file for file in files if f"{spec.name}/{file['path']}" not in self._seen]
+        found = [item for file in unread for item in _markers(path / file["path"], file["modification_time"])]
+        rows = []
+        for marker, facts, committed_at in sorted(found, key=lambda item: (item[0].incarnation, item[0].epoch)):
+            source = (spec.name, mark, marker.stream)
+            if (marker.incarnation, marker.epoch) > copied.get(source, (0, -1)):
+                copied[source] = (marker.incarnation, marker.epoch)
+                rows.append(row(spec.name, mark, marker, facts, committed_at))
+        return rows, {f"{spec.name}/{file['path']}" for file in unread}
+
+
+def _markers(file: Path, modified: Any) -> list[tuple[Marker, int | None, datetime]]:
+    """The markers of a data file, with the number of facts where the file holds one epoch, and when it was written."""
+    column = pq.read_table(file, columns=["marker"]).column("marker")
+    texts = column.drop_null().to_pylist()
+    facts = len(column) - 1 if len(texts) == 1 else None
+    at = modified if isinstance(modified, datetime) else datetime.fromtimestamp(modified / 1000, UTC)
+    return [(delta.read_marker(text), facts, at.astimezone(UTC)) for text in texts]
+
+
+def row(index: str, mark: str, marker: Marker, facts: int | None, committed_at: datetime) -> dict[str, Any]:
+    """An epoch as a row of `ops.epochs`."""
+    stages = {
+        "started_at_ms": marker.started_at_ms,
+        "decoded_at_ms": marker.decoded_at_ms,
+        "transformed_at_ms": marker.transformed_at_ms,
+        "broker_time_min_ms": marker.broker_time_min_ms,
+        "broker_time_max_ms": marker.broker_time_max_ms,
+        "refused": marker.refused,
+    }
+    return {
+        "index": index,
+        "stream": marker.stream,
+        "lineage": mark,
+        "incarnation": marker.incarnation,
+        "epoch": marker.epoch,
+        "position": marker.end.to_text(),
+        "rows": marker.records,
+        "facts": facts,
+        "min_event_time_ms": marker.event_time_min_ms,
+        "max_event_time_ms": marker.event_time_max_ms,
+        "stages": json.dumps(stages),
+        "committed_at": committed_at,
+    }

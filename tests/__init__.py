@@ -1,0 +1,1 @@
+"""The tests; a folder is a marker (unit, properties, integration, faults, browser)."""
