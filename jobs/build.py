@@ -167,7 +167,11 @@ def _run(settings: Settings, indices: list[str], report: Report) -> BuildReport:
         watch = _Watch(report)
         instance.add_event_listener(run_id, watch)
         result = job.execute_in_process(
-            instance=instance, run_id=run_id, raise_on_error=False, asset_selection=selection
+            instance=instance,
+            run_id=run_id,
+            raise_on_error=False,
+            asset_selection=selection,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
     return _reported(result, run_id, time.monotonic() - started, watch, indices)
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import console
+from pipelines.errors import TidemarkError
 
 if TYPE_CHECKING:
     from jobs.build import BuildReport
     from jobs.processes import Process, Status
     from pipelines.indexing.versions import Pointer, Versions
+    from pipelines.ingest.load import LoadResult
     from pipelines.settings import Settings
 
 app = typer.Typer(
@@ -47,10 +49,12 @@ Category = Annotated[str | None, typer.Option(help="Only pins of this category."
 After = Annotated[str | None, typer.Option("--min-position", help="Wait until the answer stands at this position.")]
 
 
+class InputError(TidemarkError):
+    """What was given on the command line cannot be used."""
+
+
 def main() -> None:
     """The entry point: runs a command, and turns what goes wrong into one text and an exit code."""
-    from pipelines.errors import TidemarkError
-
     as_json = "--json" in sys.argv[1:]
     try:
         app()
@@ -296,13 +300,14 @@ def run_build(settings: Settings, wait: str | None, indices: list[str] | None, t
     from pipelines.indexing import position
 
     until = position.from_token(wait) if wait else None
+    is_watched = sys.stderr.isatty()
 
     def show(step: builder.Step) -> None:
         took = f" ({step.seconds:.0f} s)" if step.seconds is not None else ""
-        if step.state != "running" or sys.stderr.isatty():
+        if step.state != "running" or is_watched:
             report(f"{step.name}: {step.state}{took}")
 
-    with console.step(title) as report:
+    with console.step(title, settings.paths.logs / "build.log") as report:
         return builder.build(settings, until, indices or None, report=show)
 
 
@@ -431,3 +436,424 @@ def _print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:
         console.emit_json({"index": index, **pointer._asdict()})
     else:
         console.say(f"{index} serves {pointer.version}" + ("" if pointer.with_delta else ", without the delta"))
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+def _ask(path: str, params: dict[str, Any] | None = None, body: Any = None) -> Any:
+    from jobs import client
+
+    settings = _settings()
+    return client.request(f"http://{settings.serving.host}:{settings.serving.port}", path, params, body)
+
+
+def _stands_on(answer: Any) -> str:
+    headers = answer.headers
+    stale = "; it is stale" if "true" in headers.get("tidemark-stale", "") else ""
+    return f"stands on {headers.get('tidemark-base-version')}, position {headers.get('tidemark-position')}{stale}"
+
+
+def _with_headers(answer: Any) -> dict[str, Any]:
+    named = {name: answer.headers.get(f"tidemark-{name.replace('_', '-')}") for name in ("base_version", "position", "stale")}
+    return {**answer.body, "stands_on": named}
+
+
+@query_app.command()
+def recommendations(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    k: K = 10,
+    category: Category = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """What to recommend to a user, by all that is known up to this second."""
+    from jobs import client
+
+    path = f"/v1/users/{client.quote(user)}/recommendations"
+    answer = _ask(path, {"k": k, "category": category, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    basis = answer.body["basis"]
+    how = {"folded": f"from {basis['events_used']} events", "popular": "no history: what is popular"}
+    _print_items(f"For user {user} ({how.get(basis['kind'], basis['kind'])})", answer.body["recommendations"], answer)
+
+
+@query_app.command()
+def similar(
+    pin: Annotated[str, typer.Argument(help="A pin's id.")],
+    k: K = 10,
+    category: Category = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """Pins like a pin."""
+    from jobs import client
+
+    path = f"/v1/pins/{client.quote(pin)}/similar"
+    answer = _ask(path, {"k": k, "category": category, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+    else:
+        _print_items(f"Like pin {pin} (by {answer.body['basis']['kind']})", answer.body["similar"], answer)
+
+
+def _print_items(title: str, items: list[dict[str, Any]], answer: Any) -> None:
+    columns = ("", "pin", "score", "title", "category", "price")
+    rows = [
+        (place, item["pin_id"], round(item["score"], 5), item["catalogue"]["title"], item["catalogue"]["category"], _price(item))
+        for place, item in enumerate(items, 1)
+    ]
+    console.table(title, columns, rows, _stands_on(answer))
+
+
+def _price(document: dict[str, Any]) -> str:
+    offer = document.get("offer")
+    if not offer or offer.get("price_usd_micros") is None:
+        return ""
+    return f"${offer['price_usd_micros'] / 1e6:,.2f}" + ("" if offer.get("is_available") else " (sold out)")
+
+
+@query_app.command()
+def events(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Where a page before said that the next one begins.")] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """A user's events, the newest first."""
+    from jobs import client
+
+    path = f"/v1/users/{client.quote(user)}/events"
+    answer = _ask(path, {"limit": limit, "cursor": cursor, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    rows = [(e["event_time"], e["action"], e["pin_id"], e["quantity"], _value(e), e["event_id"]) for e in answer.body["events"]]
+    more = f"\nmore: --cursor {answer.body['next_cursor']}" if answer.body.get("next_cursor") else ""
+    columns = ("time (UTC)", "action", "pin", "quantity", "value", "event")
+    console.table(f"Events of user {user}", columns, rows, _stands_on(answer) + more)
+
+
+def _value(event: dict[str, Any]) -> str:
+    micros = event.get("value_usd_micros")
+    return "" if micros is None else f"${micros / 1e6:,.2f}"
+
+
+@query_app.command()
+def pin(
+    pin: Annotated[str, typer.Argument(help="A pin's id.")], min_position: After = None, as_json: Json = False
+) -> None:
+    """What a pin is, and what it costs."""
+    from jobs import client
+
+    answer = _ask(f"/v1/pins/{client.quote(pin)}", {"min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    shown = {**answer.body["catalogue"], "price": _price(answer.body)}
+    console.facts(f"Pin {pin}", shown, _stands_on(answer))
+
+
+@query_app.command()
+def counts(
+    pin: Annotated[str, typer.Argument(help="A pin's id.")],
+    from_ms: Annotated[int | None, typer.Option(min=0, help="Hours from this time on, in ms since 1970.")] = None,
+    to_ms: Annotated[int | None, typer.Option(min=0, help="Hours that begin before this time.")] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """How often a pin was acted on, by action and hour."""
+    from jobs import client
+
+    params = {"from_ms": from_ms, "to_ms": to_ms, "min_position": min_position}
+    answer = _ask(f"/v1/pins/{client.quote(pin)}/counts", params)
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    totals, hours = answer.body["totals"], answer.body["hours"]
+    rows = [("in all", *totals.values()), *((h["start_time"], *(h[name] for name in totals)) for h in hours[-24:])]
+    console.table(f"Counts of pin {pin} (the last {min(24, len(hours))} of {len(hours)} hours)", ("hour (UTC)", *totals), rows, _stands_on(answer))
+
+
+@app.command(rich_help_panel=ANSWERS)
+def indices(as_json: Json = False) -> None:
+    """What the serving process stands on: base, cut, overlay and staleness of each index."""
+    answer = _ask("/v1/indices")
+    if as_json:
+        console.emit_json(answer.body)
+        return
+    rows = [
+        (s["index"], s["base_version"], s["overlay_facts"], s["last_epoch"], s["is_stale"], s["is_ready"], s["error"])
+        for s in answer.body["indices"]
+    ]
+    columns = ("index", "base version", "overlay facts", "last epoch", "stale", "ready", "error")
+    console.table("Indices", columns, rows)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@app.command(rich_help_panel=DATA)
+def load(
+    source: Annotated[str, typer.Argument(help="`complete-journey` (the real input), or a Parquet file or folder.")],
+    contract: Annotated[
+        str | None, typer.Option(help="For Parquet: the topic whose contract its columns keep, as `user-interactions`.")
+    ] = None,
+    load_id: Annotated[str | None, typer.Option(help="Names the load for good; by default made from the content.")] = None,
+    fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="For `complete-journey`: the share of its households.")
+    ] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Load history into the raw tables, once: doing it again changes nothing. It is served from the next base on."""
+    settings = _settings()
+    results, extra = run_load(settings, source, contract, load_id, fraction)
+    if as_json:
+        console.emit_json({"loads": [result.to_json() for result in results], **extra})
+        return
+    rows = []
+    for r in results:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in r.refused.items())
+        rows.append((r.table, r.rows, r.accepted, r.rows - r.accepted, why, "already there" if r.is_repeat else f"{r.seconds:.0f} s"))
+    console.table("Loaded", ("table", "rows", "accepted", "refused", "why", "took"), rows)
+    for result in results:
+        for warning in result.warnings:
+            console.say(f"note: {warning}")
+    console.say("`tidemark build` makes a base of it")
+
+
+def run_load(
+    settings: Settings, source: str, contract: str | None, load_id: str | None, fraction: float
+) -> tuple[list[LoadResult], dict[str, Any]]:
+    """A load with its progress shown: of the real input, or of Parquet."""
+    from pipelines.contracts import contract_of
+    from pipelines.ingest import complete_journey
+    from pipelines.ingest import load as loader
+
+    is_journey = source in (complete_journey.NAME, complete_journey.NAME.replace("-", "_"))
+    if not is_journey:
+        loader.parquet_files(source)
+        if contract is None:
+            raise loader.LoadError(
+                "a Parquet file needs a contract", where=source, remedy="add --contract user-interactions or pin-updates"
+            )
+    chosen = contract_of(contract) if contract is not None else None
+    with console.step(f"loading {source}", settings.paths.logs / "load.log") as report:
+        report("starting Spark")
+        from pipelines.spark import session
+
+        spark = session(settings, "tidemark load")
+        try:
+            if is_journey:
+                report("purchases, products and households")
+                loaded = complete_journey.load_all(spark, settings, fraction)
+                return [loaded.interactions, loaded.pins], {"households": loaded.households}
+            assert chosen is not None
+            return [loader.load_parquet(spark, settings, chosen, source, load_id)], {}
+        finally:
+            spark.stop()
+
+
+@app.command(rich_help_panel=DATA)
+def send(
+    records: Annotated[
+        list[str] | None, typer.Argument(metavar="[JSON]...", help="Records; `-` or none: one a line from standard input.")
+    ] = None,
+    topic: Annotated[str, typer.Option(help="`user-interactions` or `pin-updates`.")] = "user-interactions",
+    file: Annotated[Path | None, typer.Option(help="A file with one record a line, or a JSON array.")] = None,
+    fill: Annotated[bool, typer.Option("--fill", help="Give events without event_id or event_time new ones.")] = False,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Send the bytes as they are; a bad one becomes a dead letter.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Send records to Kafka, and print the position that covers them once the broker has them all.
+
+    Give that position to `query … --min-position`, or to `build --wait`.
+    """
+    from pipelines.contracts import contract_of
+    from pipelines.ingest.producer import Producer
+
+    settings, contract = _settings(), contract_of(topic)
+    lines = read_records(records or [], file)
+    with Producer(settings) as producer:
+        if unchecked:
+            from pipelines.indexing.position import merge_all
+
+            sent = producer.send(contract.topic, [(None, line.encode()) for line in lines])
+            position = merge_all(delivery.position for delivery in sent)
+        else:
+            objects = [parse_record(line, number) for number, line in enumerate(lines, 1)]
+            position = producer.send_objects(contract, [filled(one) for one in objects] if fill else objects)
+    if as_json:
+        console.emit_json({"sent": len(lines), "topic": contract.topic, "position": position.token()})
+    else:
+        console.say(f"{len(lines)} sent to {contract.topic}; the position is")
+        print(position.token())
+
+
+def read_records(arguments: list[str], file: Path | None) -> list[str]:
+    """Records as JSON texts: those of the command line, of a file, or of standard input.
+
+    Raises:
+        InputError: there are none, or the file cannot be read.
+    """
+    import json
+
+    found = [text for text in arguments if text != "-"]
+    if file is not None:
+        try:
+            content = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the records: {error}", where=str(file), remedy="give another file") from None
+        if content.lstrip().startswith("["):
+            try:
+                found += [json.dumps(one) for one in json.loads(content)]
+            except ValueError as error:
+                raise InputError(f"not a JSON array: {error}", where=str(file), remedy="mend the file") from None
+        else:
+            found += [line for line in content.splitlines() if line.strip()]
+    if "-" in arguments or (not arguments and file is None):
+        found += [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not found:
+        raise InputError("there is nothing to send", remedy="give records as arguments, with --file, or one a line on standard input")
+    return found
+
+
+def parse_record(line: str, number: int) -> dict[str, Any]:
+    """One record's object."""
+    import json
+
+    try:
+        one = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"record {number} is not JSON: {error}", where=line[:80], remedy="mend it; nothing was sent") from None
+    if not isinstance(one, dict):
+        raise InputError(f"record {number} is not a JSON object", where=line[:80], remedy="mend it; nothing was sent")
+    return one
+
+
+def filled(event: dict[str, Any]) -> dict[str, Any]:
+    """An event with an id and a time."""
+    import uuid
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"event_id": uuid.uuid4().hex, "event_time": now, **event}
+
+
+@letters_app.command("list")
+def list_letters(
+    topic: Annotated[str | None, typer.Option(help="Only of this topic.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only for this reason.")] = None,
+    load_id: Annotated[str | None, typer.Option(help="Only of this load.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many, the newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """How many records were refused and why, and the newest of them."""
+    from pipelines.ingest import dead_letters
+
+    settings = _settings()
+    letters = dead_letters.listed(settings, topic=topic, reason=reason, load_id=load_id, limit=limit)
+    totals = dead_letters.counted(settings, topic=topic, load_id=load_id)
+    if as_json:
+        counts = [{"topic": name, "reason": why, "count": count} for (name, why), count in totals.items()]
+        console.emit_json({"counts": counts, "letters": [letter.to_json() for letter in letters]})
+        return
+    console.table("Refused", ("topic", "reason", "records"), [(*names, count) for names, count in totals.items()])
+    if letters:
+        rows = [(letter.place, str(letter.broker_time)[:19], letter.reason, letter.detail) for letter in letters]
+        note = "`tidemark dead-letters explain PLACE` shows one with its bytes"
+        console.table("The newest", ("place", "taken", "reason", "detail"), rows, note)
+
+
+@letters_app.command("explain")
+def explain_letter(
+    place: Annotated[str, typer.Argument(help="topic/partition/offset or topic/load/row, as `list` shows it.")],
+    as_json: Json = False,
+) -> None:
+    """One refused record: why, what it holds, and what its contract says of it now."""
+    from pipelines.ingest import dead_letters
+
+    found = dead_letters.explain(_settings(), place)
+    if as_json:
+        console.emit_json(found.to_json())
+        return
+    letter = found.letter
+    now = "it would be accepted" if found.now is None else f"{found.now.reason}: {found.now.detail}"
+    shown = {
+        "taken": str(letter.broker_time),
+        "reason": f"{letter.reason}: {found.meaning}",
+        "detail": letter.detail,
+        "by today's contract": now,
+        "key": dead_letters.readable(letter.key),
+        "value": found.text,
+        "first bytes": found.hex,
+    }
+    console.facts(f"Dead letter {place}", shown)
+
+
+@app.command(rich_help_panel=DATA)
+def account(as_json: Json = False) -> None:
+    """What became of every row: rows in `raw` = accepted + refused, as of the newest build."""
+    settings = _settings()
+    found = read_accounts(settings)
+    if as_json:
+        console.emit_json(found)
+    elif found:
+        print_accounts(found)
+    else:
+        console.say("no account yet: `tidemark build` makes it")
+
+
+def read_accounts(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The newest account of each raw table, from `ops.account`."""
+    import json
+
+    from pipelines import lake
+
+    table = lake.open_table(settings, lake.OPS_ACCOUNT.name)
+    rows = table.scan().to_arrow().to_pylist() if table is not None else []
+    found = {}
+    for snapshot in [s.id for s in reversed(list(lake.ancestors(settings, "raw.user_interactions")))]:
+        found |= {row["table"]: row for row in rows if row["snapshot_id"] == snapshot}
+    return {name: {**row, "refused": json.loads(row["refused_by_reason"])} for name, row in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------ trying it
+
+
+@app.command(rich_help_panel=TRYING)
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Exit after the check: 0 only if everything holds.")] = False,
+) -> None:
+    """Real purchases to a served answer, then one live purchase that changes it within seconds."""
+    from jobs import demo as show
+
+    raise typer.Exit(show.run(_settings(), once))
+
+
+@app.command(rich_help_panel=TRYING, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="`freshness`, `serving` or `build`.")],
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark on a home of its own; the last line printed is its result as JSON. `bench NAME --help` has its options."""
+    import importlib
+
+    from pipelines.settings import ROOT
+
+    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness"))
+    if name not in known:
+        raise InputError(f"there is no benchmark {name!r}", remedy=f"choose one of {', '.join(known)}")
+    sys.path.insert(0, str(ROOT))
+    module = importlib.import_module(f"benchmarks.{name}")
+    raise typer.Exit(module.main(context.args))
+
+
+if __name__ == "__main__":
+    main()

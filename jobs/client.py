@@ -76,15 +76,22 @@ def _answer(got: Any) -> Answer:
     return Answer(body, {name.lower(): value for name, value in got.headers.items()}, got.status)
 
 
+def _problem(answer: Answer) -> dict[str, Any]:
+    """What the services say of a refusal: the field, the message, and what is allowed."""
+    body = answer.body if isinstance(answer.body, dict) else {}
+    problem = body.get("error", body)
+    return problem if isinstance(problem, dict) else {"message": str(problem)}
+
+
 def _reason(answer: Answer) -> str:
-    body = answer.body
-    if isinstance(body, dict):
-        found = body.get("what") or body.get("detail") or body.get("message") or body.get("error") or body
-        field = body.get("field")
-        return f"{field}: {found}" if field else str(found)
-    return str(body)[:300]
+    problem = _problem(answer)
+    message = problem.get("message") or problem.get("what") or problem.get("detail") or str(answer.body)[:300]
+    return f"{problem['field']}: {message}" if problem.get("field") else str(message)
 
 
 def _remedy(answer: Answer) -> str | None:
-    remedy = answer.body.get("remedy") or answer.body.get("allowed") if isinstance(answer.body, dict) else None
-    return str(remedy) if remedy else None
+    problem = _problem(answer)
+    allowed = problem.get("remedy") or problem.get("allowed")
+    if isinstance(allowed, list):
+        allowed = ", ".join(map(str, allowed))
+    return f"allowed is {allowed}" if allowed and "allowed" in problem else allowed

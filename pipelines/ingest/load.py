@@ -3,8 +3,8 @@
 Belongs here: making a record of each source row, refusing what its contract refuses, one commit. Does not belong here:
 what a particular source's columns mean (`complete_journey`).
 
-A load is one commit of the raw table, and its id is in that commit's position: from then on it is accepted, and doing it
-again changes nothing. What its contract refuses is written to `raw.dead_letters` before that. If the process dies
+A load is one commit of the raw table, and its id is in that commit's position: from then on it is accepted, and doing
+it again changes nothing. What its contract refuses is written to `raw.dead_letters` before that. If the process dies
 between the two, nothing was loaded: dead letters count from the moment when the raw table has their load (see
 `dead_letters`), and the next attempt replaces them.
 """
@@ -93,8 +93,8 @@ def load(
         spark: The session.
         settings: Where the lake is.
         contract: Of the topic.
-        records: `value` (the record as JSON text or bytes) and `load_row` (its number in the source, the same whenever it
-            is computed); `key` may be there.
+        records: `value` (the record as JSON text or bytes) and `load_row` (its number in the source, the same whenever
+            it is computed); `key` may be there.
         load_id: Names the load for good. It stands beside the topic's name in positions, so that one id may be used for
             each topic of a source.
         warnings: Passed through to the result.
@@ -107,9 +107,8 @@ def load(
     for needed in (spec, lake.RAW_DEAD_LETTERS):
         lake.ensure(spark, needed)
     with _alone(settings, full_id):
-        held = lake.position(settings, spec.name)
         this = Position(loads=frozenset({full_id}))
-        if held.covers(this):
+        if lake.position(settings, spec.name).covers(this):
             return _repeated(spark, spec, contract, full_id, this, started)
         now_ms = time.time_ns() // 1_000_000
         now = F.timestamp_millis(F.lit(now_ms))
@@ -127,12 +126,7 @@ def load(
         )
         refused = _bury(spark, contract, raw, full_id)
         failpoints.hit("load.after_dead_letters")
-        summary = {
-            lake.LOAD_ID: full_id,
-            lake.POSITION: held.merge(this).to_text(),
-            lake.MAX_BROKER_TIME_MS: str(now_ms),
-        }
-        lake.append(raw, spec, summary)
+        lake.append(raw, spec, {lake.LOAD_ID: full_id, **lake.bringing(settings, spec.name, this, now_ms)})
     rows = _rows_of(settings, spec, full_id)
     seconds = round(time.monotonic() - started, 2)
     return LoadResult(full_id, spec.name, rows, refused, False, this, warnings, seconds)
@@ -141,7 +135,9 @@ def load(
 def qualified(contract: Contract, load_id: str) -> str:
     """The id under which a load stands in positions and in the raw table."""
     if not load_id or len(load_id) > 200:
-        raise LoadError("a load id has 1 to 200 characters", where=load_id[:40], remedy="choose another load id")
+        raise LoadError(
+            "a load id has 1 to 200 characters", where=load_id[:40], remedy="choose another load id"
+        )
     return f"{contract.name}:{load_id}"
 
 
@@ -191,7 +187,9 @@ def load_parquet(
                 where=path,
                 remedy=f"name the columns as the fields of {contract.topic}",
             )
-        records = records_of(df, {name: F.col(f"`{name}`") for name in columns}, F.col(ROW), contract.key_field)
+        records = records_of(
+            df, {name: F.col(f"`{name}`") for name in columns}, F.col(ROW), contract.key_field
+        )
         return load(spark, settings, contract, records, load_id or fingerprint(files))
 
 
@@ -208,7 +206,9 @@ def parquet_files(path: Path | str) -> list[Path]:
     path = Path(path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
-        raise LoadError("there is no Parquet file", where=path, remedy="give a .parquet file, or a folder of them")
+        raise LoadError(
+            "there is no Parquet file", where=path, remedy="give a .parquet file, or a folder of them"
+        )
     return files
 
 
@@ -251,7 +251,7 @@ def read_parquet(spark: SparkSession, files: list[Path]) -> DataFrame:
 def nanoseconds_as_long(spark: SparkSession) -> Iterator[None]:
     """Lets Spark read nanosecond times, as integers, for as long as this is open (reading is lazy: load inside)."""
     name = "spark.sql.legacy.parquet.nanosAsLong"
-    before = spark.conf.get(name, "false")
+    before = spark.conf.get(name, "false") or "false"
     spark.conf.set(name, "true")
     try:
         yield
@@ -275,7 +275,10 @@ def _bury(spark: SparkSession, contract: Contract, raw: DataFrame, full_id: str)
     spec = lake.RAW_DEAD_LETTERS
     of_this_load = (F.col("topic") == contract.topic) & (F.col("load_id") == full_id)
     if not lake.read(spark, spec.name).filter(of_this_load).isEmpty():
-        spark.sql(f"DELETE FROM {spec.identifier} WHERE topic = :topic AND load_id = :id", {"topic": contract.topic, "id": full_id})
+        spark.sql(
+            f"DELETE FROM {spec.identifier} WHERE topic = :topic AND load_id = :id",
+            {"topic": contract.topic, "id": full_id},
+        )
     letters = (
         frames.refused(contract, raw)
         .withColumns({"topic": F.lit(contract.topic), "ingested_at": F.col("broker_time")})
@@ -291,15 +294,24 @@ def _bury(spark: SparkSession, contract: Contract, raw: DataFrame, full_id: str)
 
 
 def _repeated(
-    spark: SparkSession, spec: lake.TableSpec, contract: Contract, full_id: str, this: Position, started: float
+    spark: SparkSession,
+    spec: lake.TableSpec,
+    contract: Contract,
+    full_id: str,
+    this: Position,
+    started: float,
 ) -> LoadResult:
     """The result of a load that was done before, from the tables."""
     from pyspark.sql import functions as F
 
     of_this_load = F.col("load_id") == full_id
     rows = lake.read(spark, spec.name).filter(of_this_load).count()
-    letters = lake.read(spark, lake.RAW_DEAD_LETTERS.name).filter(of_this_load & (F.col("topic") == contract.topic))
-    refused = {row["reason"]: row["count"] for row in letters.groupBy("reason").count().orderBy("reason").collect()}
+    letters = lake.read(spark, lake.RAW_DEAD_LETTERS.name).filter(
+        of_this_load & (F.col("topic") == contract.topic)
+    )
+    refused = {
+        row["reason"]: row["count"] for row in letters.groupBy("reason").count().orderBy("reason").collect()
+    }
     return LoadResult(full_id, spec.name, rows, refused, True, this, (), round(time.monotonic() - started, 2))
 
 

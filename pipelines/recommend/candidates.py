@@ -94,9 +94,23 @@ class Popularity:
 
 
 def parameters_of(pins: DocumentsView) -> fold_in.Parameters | None:
-    """The parameters that the base of a view pins; None before there is a model."""
+    """The parameters that the base of a view pins; None before there is a model.
+
+    Raises:
+        BadParameters: They cannot be read, or are of another model than the vectors: two models never meet.
+    """
     said = pins.parameters.get(PARAMETERS)
-    return None if said is None else fold_in.from_json(said)
+    if said is None or pins.base.manifest is None:
+        return None
+    read = fold_in.from_json(said)
+    of_vectors = pins.base.manifest.models.get(VECTOR)
+    if of_vectors != read.model_id:
+        raise fold_in.BadParameters(
+            f"the parameters are of the model {read.model_id}, the vectors of {of_vectors}",
+            where=pins.base.version,
+            remedy="build the base again",
+        )
+    return read
 
 
 def recommend(

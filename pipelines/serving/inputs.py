@@ -96,7 +96,7 @@ class Query:
             raw_name, _, raw_value = part.partition(b"=")
             name = _text(raw_name, "query", "names of query parameters in percent-encoded UTF-8")
             if name not in known:
-                raise Problem(400, _shown(name), "there is no such query parameter", list(known))
+                raise Problem(400, _shown(name), "there is no such query parameter", list(known) or "none here")
             if name in self._values:
                 raise Problem(400, name, "the query parameter is there twice", "each query parameter once")
             self._values[name] = _text(raw_value, name, "percent-encoded UTF-8")

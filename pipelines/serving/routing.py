@@ -142,7 +142,9 @@ async def write(answer: Answer, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def add(app: FastAPI, method: str, path: str, endpoint: Endpoint, operation: Mapping[str, Any]) -> None:
+def add(
+    app: FastAPI, method: str, path: str, endpoint: Endpoint, operation: Mapping[str, Any], *, is_documented: bool = True
+) -> None:
     """Register an endpoint; `operation` is its part of the OpenAPI document."""
 
     async def documented() -> None:
@@ -160,6 +162,7 @@ def add(app: FastAPI, method: str, path: str, endpoint: Endpoint, operation: Map
         description=operation.get("description", ""),
         tags=operation.get("tags"),
         response_model=None,
+        include_in_schema=is_documented,
     )
     route = app.router.routes[-1]
     assert isinstance(route, RawRoute)

@@ -115,6 +115,7 @@ class History(NamedTuple):
     """how many bits of a hash are searched by: few, so that hashes collide"""
     age_ms: int | None
     count: int | None
+    ends_with_restart: bool
 
 
 class Choices:
@@ -263,6 +264,7 @@ def histories(
         choices.of((64, 1, 2, 3)),
         age_ms,
         count,
+        choices.is_hit(3),
     )
 
 

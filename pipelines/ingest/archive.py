@@ -1,0 +1,181 @@
+"""The archive stream: every record of every topic into the raw tables, once, original bytes and all.
+
+Belongs here: one epoch's commits, and the query that runs epochs. Does not belong here: where a new incarnation starts
+(`indexing.streaming`), what is valid (`contracts`), hosting and restarting the query.
+
+An epoch is one commit of the dead letters (if it has any), then one of each raw table that it has records for. Each
+commit's summary says which epoch it is, and an epoch that is run again finds there what it has done. What a raw table
+holds is told by its position; a dead letter counts once its raw table has the record.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pipelines import failpoints, lake
+from pipelines.contracts import CONTRACTS, RECORD, Contract, frames
+from pipelines.indexing import streaming
+from pipelines.indexing.position import Position, merge_all
+from pipelines.indexing.streaming import Committed
+from pipelines.ingest import broker
+from pipelines.ingest.broker import BrokerError
+from pipelines.ingest.load import raw_spec
+from pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming import StreamingQuery
+
+STREAM = "archive"
+MAX_ROWS_PER_EPOCH = 200_000
+
+
+def start(
+    spark: SparkSession, settings: Settings, contracts: Iterable[Contract] = tuple(CONTRACTS.values())
+) -> StreamingQuery:
+    """Start the archive stream: it goes on where it was, or begins a new incarnation at what the raw tables hold.
+
+    Raises:
+        BrokerError: The broker cannot be reached.
+    """
+    contracts = tuple(contracts)
+    topic_ids = broker.ensure_topics(settings, [contract.topic for contract in contracts])
+    for spec in (*map(raw_spec, contracts), lake.RAW_DEAD_LETTERS):
+        lake.ensure(spark, spec)
+    committed = functools.partial(held, settings, contracts)
+    life = streaming.begin(
+        settings.paths.checkpoints, STREAM, topic_ids, committed, settings.kafka.partitions
+    )
+    before = committed()
+    if before.incarnation < life.number:
+        forget_unfinished(spark, before.position, topic_ids)
+    servers = settings.kafka.bootstrap_servers
+    records = streaming.records(spark, servers, topic_ids, life.starting_offsets, MAX_ROWS_PER_EPOCH)
+
+    def run(batch: DataFrame, epoch: int) -> None:
+        require_same_topics(settings, topic_ids)
+        archive_epoch(settings, contracts, batch, life.number, epoch)
+
+    writer = records.writeStream.foreachBatch(run).queryName(STREAM)
+    writer = writer.option("checkpointLocation", str(life.checkpoint))
+    return writer.trigger(processingTime=f"{settings.streams.archive_trigger_ms} milliseconds").start()
+
+
+def archive_epoch(
+    settings: Settings, contracts: Iterable[Contract], batch: DataFrame, incarnation: int, epoch: int
+) -> Position:
+    """Commit one micro-batch, as far as it is not committed yet; where it ends."""
+    from pyspark.sql import functions as F
+
+    contracts = tuple(contracts)
+    said = {lake.STREAM: STREAM, lake.INCARNATION: str(incarnation), lake.EPOCH: str(epoch)}
+    batch = batch.persist()
+    try:
+        ends, newest_ms = _ends(batch)
+        if not ends:
+            return Position()
+        now = F.timestamp_millis(F.lit(time.time_ns() // 1_000_000))
+        present = [contract for contract in contracts if contract.topic in ends]
+        if not _is_done(settings, lake.RAW_DEAD_LETTERS, incarnation, epoch):
+            letters = [_letters(contract, batch) for contract in present]
+            buried = functools.reduce(lambda one, other: one.unionByName(other), letters).withColumn(
+                "ingested_at", now
+            )
+            buried = buried.coalesce(1).persist()
+            try:
+                if not buried.isEmpty():
+                    lake.append(buried, lake.RAW_DEAD_LETTERS, said)
+            finally:
+                buried.unpersist()
+        failpoints.hit("archive.after_dead_letters")
+        for contract in present:
+            spec = raw_spec(contract)
+            if _is_done(settings, spec, incarnation, epoch):
+                continue
+            rows = batch.filter(F.col("topic") == contract.topic).withColumn("ingested_at", now)
+            brought = lake.bringing(settings, spec.name, ends[contract.topic], newest_ms)
+            lake.append(
+                rows.coalesce(1), spec, said | brought
+            )  # one file an epoch: there will be many epochs
+            failpoints.hit("archive.after_iceberg_commit")
+        return merge_all(ends.values())
+    finally:
+        batch.unpersist()
+
+
+def held(settings: Settings, contracts: Iterable[Contract]) -> Committed:
+    """The last incarnation that committed anything, and the position up to which the raw tables have everything."""
+    specs = [raw_spec(contract) for contract in contracts]
+    found = [lake.committed_epoch(settings, spec.name, STREAM) for spec in (*specs, lake.RAW_DEAD_LETTERS)]
+    position = lake.positions(settings, [spec.name for spec in specs])
+    return Committed(max((last[0] for last in found if last), default=0), position)
+
+
+def forget_unfinished(spark: SparkSession, position: Position, topic_ids: Mapping[str, str]) -> None:
+    """Before a new incarnation: remove the dead letters of epochs that never reached the raw tables. They come again."""
+    from pyspark.sql import functions as F
+
+    letters = lake.read(spark, lake.RAW_DEAD_LETTERS.name)
+    for topic_id in topic_ids.values():
+        held_ends = position.topics.get(topic_id, {})
+        ends = (
+            letters.filter(F.col("topic_id") == topic_id)
+            .groupBy("partition")
+            .agg(F.max("offset").alias("last"))
+            .collect()
+        )
+        for row in ends:
+            end = held_ends.get(row["partition"], 0)
+            if row["last"] >= end:
+                spark.sql(
+                    f"DELETE FROM {lake.RAW_DEAD_LETTERS.identifier} "
+                    "WHERE topic_id = :topic_id AND `partition` = :partition AND `offset` >= :end",
+                    {"topic_id": topic_id, "partition": row["partition"], "end": end},
+                )
+
+
+def require_same_topics(settings: Settings, topic_ids: Mapping[str, str]) -> None:
+    """A topic that was made again has another id, and offsets that mean other records.
+
+    Raises:
+        BrokerError: A topic is not the one that the query began with. Starting again begins a new incarnation.
+    """
+    now = broker.topic_ids(settings, topic_ids)
+    for name, topic_id in topic_ids.items():
+        if now[name] != topic_id:
+            raise BrokerError(
+                f"the topic {name} was made again while it was read",
+                where=STREAM,
+                remedy="start the stream again",
+            )
+
+
+def _letters(contract: Contract, batch: DataFrame) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    rows = batch.filter(F.col("topic") == contract.topic).select(*RECORD.names)
+    return frames.refused(contract, rows).withColumn("topic", F.lit(contract.topic))
+
+
+def _ends(batch: DataFrame) -> tuple[dict[str, Position], int]:
+    """Where the batch ends in each topic, and the newest broker time in it."""
+    from pyspark.sql import functions as F
+
+    found = batch.groupBy("topic", "topic_id", "partition").agg(
+        F.max("offset").alias("last"), F.max(F.unix_millis("broker_time")).alias("newest")
+    )
+    ends: dict[str, Position] = {}
+    newest = 0
+    for row in found.collect():
+        end = Position({row["topic_id"]: {row["partition"]: row["last"] + 1}})
+        ends[row["topic"]] = ends.get(row["topic"], Position()).merge(end)
+        newest = max(newest, row["newest"])
+    return ends, newest
+
+
+def _is_done(settings: Settings, spec: lake.TableSpec, incarnation: int, epoch: int) -> bool:
+    last = lake.committed_epoch(settings, spec.name, STREAM, incarnation)
+    return last is not None and last[1] >= epoch

@@ -1,0 +1,63 @@
+"""`python -m pipelines.serving`: one process that follows the indices and answers over HTTP until it is stopped."""
+
+from __future__ import annotations
+
+import os
+
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")  # before numpy is loaded: a small solve is not worth waking other cores for
+
+import gc  # noqa: E402
+import logging  # noqa: E402
+import sys  # noqa: E402
+
+import uvicorn  # noqa: E402
+
+from pipelines import indices, settings  # noqa: E402
+from pipelines.errors import TidemarkError  # noqa: E402
+from pipelines.serving.app import create_app  # noqa: E402
+
+SWITCH_INTERVAL_S = 0.0005
+"""While one thread folds an epoch, the one that answers must get its turn (5 ms, the default, is ten times too long)."""
+
+
+def main() -> int:
+    """Run; the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        configured = settings.load()
+        replica = indices.replica(configured)
+        app = create_app(configured, replica)
+    except TidemarkError as error:
+        print(error, file=sys.stderr)
+        return 1
+    replica.start()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=configured.serving.host,
+            port=configured.serving.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    try:
+        server.run()
+    finally:
+        replica.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

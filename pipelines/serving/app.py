@@ -1,0 +1,62 @@
+"""The application: everything that serving answers, over one replica.
+
+Belongs here: putting the routes together, and what is said where no route answers. Starting threads and servers is
+`__main__`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from pipelines.serving.inputs import Problem
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.routes import pages, pins, status, users
+from pipelines.serving.standing import Ground
+
+if TYPE_CHECKING:
+    from pipelines.indexing.replica import Replica
+    from pipelines.settings import Settings
+
+DESCRIPTION = (
+    "Answers of Tidemark: each is a base version merged with what came after it, and says in its headers what it "
+    "stands on. `Tidemark-Position`, or the position that the collector gave, can be passed as `min_position`."
+)
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, replica: Replica) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        settings: Of serving.
+        replica: Of `pins`, `user_events` and `pin_counts`; whoever made it starts and stops it.
+    """
+    app = FastAPI(
+        title="Tidemark", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.router.redirect_slashes = False
+    app.state.metrics = Metrics(replica)
+    ground = Ground(replica, settings.serving.max_wait_ms)
+    users.register(app, ground)
+    pins.register(app, ground)
+    status.register(app, ground)
+    pages.register(app)
+    paths = [path for path in app.openapi()["paths"]]
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        code = error.status_code if isinstance(error, HTTPException) else 404
+        problem = Problem(code, "path", "there is no such route", paths)
+        return Response(problem.body(), code, media_type="application/json")
+
+    async def broken(request: Request, error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        body = b'{"error":{"field":"server","message":"an error of the server; its log says more","allowed":null}}'
+        return Response(body, 500, media_type="application/json")
+
+    app.add_exception_handler(HTTPException, unknown)
+    app.add_exception_handler(Exception, broken)
+    return app

@@ -1,0 +1,79 @@
+"""How pins, events and items are written as JSON.
+
+Belongs here: the shapes of answers, and the examples of them in the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.recommend.candidates import Answer
+
+CATALOGUE = {"title": "FLUID MILK WHITE ONLY", "category": "FLUID MILK PRODUCTS", "department": "GROCERY", "brand": "Private"}
+OFFER = {"price_usd_micros": 1_990_000, "is_available": True}
+EXAMPLE_DOCUMENT = {"pin_id": "1029743", "catalogue": CATALOGUE, "offer": OFFER}
+EXAMPLE_BASIS = {"kind": "folded", "events_used": 412, "model_id": "pin_als/3", "window_days": None}
+EXAMPLE_ITEM = {"pin_id": "1029743", "score": 0.8130927205085754, "catalogue": CATALOGUE, "offer": OFFER}
+EXAMPLE_EVENT = {
+    "event_id": "31198570044:1095275",
+    "event_time": "2017-01-01T11:53:26.000Z",
+    "pin_id": "1095275",
+    "action": "purchase",
+    "quantity": 1,
+    "value_usd_micros": 500_000,
+    "surface": None,
+}
+
+
+def text(key: bytes) -> str:
+    """An id as text."""
+    return key.decode("utf-8", "replace")
+
+
+def document(pin: bytes, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A pin's document."""
+    return {"pin_id": text(pin), "catalogue": found["catalogue"], "offer": found.get("offer")}
+
+
+def missing(pin: str) -> dict[str, Any]:
+    """What stands for a pin that there is no document of."""
+    return {"pin_id": pin, "catalogue": None, "offer": None, "is_missing": True}
+
+
+def items(answer: Answer) -> list[dict[str, Any]]:
+    """Scored pins."""
+    return [
+        {
+            "pin_id": text(pin),
+            "score": score,
+            "catalogue": found["catalogue"],
+            "offer": found.get("offer"),
+        }
+        for pin, score, found in answer.items
+    ]
+
+
+def basis(answer: Answer) -> dict[str, Any]:
+    """What an answer was made from."""
+    return answer.basis._asdict()
+
+
+def events(table: pa.Table) -> list[dict[str, Any]]:
+    """Events, in the table's order."""
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "time_ms")}
+    ids, times = table.column("id").to_pylist(), times_of(table.column("time_ms").to_numpy())
+    return [
+        {"event_id": text(event), "event_time": time} | {name: column[row] for name, column in columns.items()}
+        for row, (event, time) in enumerate(zip(ids, times, strict=True))
+    ]
+
+
+def times_of(times_ms: np.ndarray) -> list[str]:
+    """Times in ms as ISO 8601 in UTC."""
+    if not len(times_ms):
+        return []
+    return np.datetime_as_string(times_ms.astype("datetime64[ms]"), unit="ms", timezone="UTC").tolist()

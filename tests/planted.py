@@ -1,0 +1,259 @@
+"""Bugs to plant in the heart, one at a time: the tests of the tests.
+
+Belongs here: which text of a shipped function is replaced by which mistake, and how. Does not belong here: finding them;
+``tests/properties/test_planted_bugs.py`` shows that the property tests do.
+
+A bug is planted by giving the function the code of its altered source, so that every module that imported it has it
+too. A text that is no longer there, once, is an error: then the code has moved on and the bug has to be written anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    """One mistake in one function."""
+
+    name: str
+    where: str
+    """module:function or module:Class.method, below ``pipelines.indexing``"""
+    old: str
+    new: str
+    reads: tuple[str, ...]
+    """the kinds of read whose property tests must each find it"""
+
+
+ROWS = ("documents", "timeline")
+ALL = (*ROWS, "sums")
+
+BUGS = (
+    Bug(
+        "the content hash is left out of the rank: a tie goes to the one that came last",
+        "merge:Ranks.columns",
+        ", self.is_deleted, self.content_hash)",
+        ", self.is_deleted)",
+        ALL,
+    ),
+    Bug("deletion is left out of the rank", "merge:Ranks.columns", "self.is_deleted, ", "", ALL),
+    Bug("only the first place of a version is compared", "merge:Ranks.columns", "range(4)", "range(1)", ALL),
+    Bug(">= for > while ranks are compared", "merge:greater", "(mine > other)", "(mine >= other)", ALL),
+    Bug(
+        "the content hash is compared without its sign",
+        "merge:greater",
+        "(mine > other)",
+        "(mine.astype(np.uint64) > other.astype(np.uint64))",
+        ALL,
+    ),
+    Bug(
+        "the second half of a hash is not checked when the first is found",
+        "facts:_find",
+        "(sorted_lookup[at] == queries.lookup) & (check[at] == queries.check)",
+        "sorted_lookup[at] == queries.lookup",
+        ALL,
+    ),
+    Bug(
+        "tombstones are dropped when a base is built",
+        "build:write_rows_shard",
+        "merge(fact.conform(facts, spec))",
+        "merge(fact.conform(facts, spec)).filter(pc.invert(pc.field('is_deleted')))",
+        ROWS,
+    ),
+    Bug(
+        "tombstones are dropped when a base of sums is built",
+        "build:write_sums_identities",
+        "facts = merge(facts)",
+        "facts = merge(facts).filter(pc.invert(pc.field('is_deleted')))",
+        ("sums",),
+    ),
+    Bug(
+        "the rank of a truncated event is forgotten",
+        "build:write_rows_shard",
+        '_write_identities(folder, hashes(facts.column("identity_hash")), ranks(facts), {"row": row_of_fact})',
+        'known = np.flatnonzero((row_of_fact >= 0) | facts.column("is_deleted").to_numpy()); '
+        '_write_identities(folder, hashes(facts.column("identity_hash")).take(known), ranks(facts).take(known), '
+        '{"row": row_of_fact[known]})',
+        ("timeline",),
+    ),
+    Bug(
+        "the overlay does not compare with the base's rank",
+        "rows:fold",
+        "~known.is_known | greater(ranked, known.ranks)",
+        "np.ones(len(known.is_known), bool)",
+        ROWS,
+    ),
+    Bug(
+        "the overlay of sums does not compare with the base's rank",
+        "sums:_fold",
+        "~known.is_known | greater(ranked, known.ranks)",
+        "np.ones(len(known.is_known), bool)",
+        ("sums",),
+    ),
+    Bug(
+        "a later epoch wins over an earlier one, whatever their ranks",
+        "rows:fold",
+        "keep[hit] &= greater(ranked.take(hit), run.ranks.take(at[hit]))",
+        "pass",
+        ROWS,
+    ),
+    Bug(
+        "an epoch is left out when it begins before the cut",
+        "overlay:Overlay._after_cut",
+        "epoch.marker.end",
+        "epoch.marker.start",
+        ALL,
+    ),
+    Bug(
+        "a swap forgets the epochs after the cut",
+        "overlay:Overlay._fold_snapshot",
+        "self._after_cut(tailer.snapshot())",
+        "[e for e in self._after_cut(tailer.snapshot()) if self.view.base.manifest is None]",
+        ALL,
+    ),
+    Bug(
+        "an epoch that comes while a swap is prepared is lost",
+        "replica:Follower._adopt",
+        "overlay.catch_up()",
+        "overlay._tailer and setattr(overlay._tailer, 'version', overlay._tailer.head())",
+        ALL,
+    ),
+    Bug(
+        "an epoch is committed twice",
+        "delta:DeltaWriter.commit",
+        "stored is not None and stored >= marker.epoch",
+        "False",
+        ALL,
+    ),
+    Bug(
+        "the epochs of two streams share one guard",
+        "delta:DeltaWriter.commit",
+        'f"{marker.stream}/{marker.incarnation}"',
+        'f"{marker.incarnation}"',
+        ("documents", "sums"),
+    ),
+    Bug(
+        "a new incarnation is taken for the old one",
+        "delta:DeltaWriter.commit",
+        'f"{marker.stream}/{marker.incarnation}"',
+        "marker.stream",
+        ALL,
+    ),
+    Bug(
+        "a roll back without the delta serves it all the same",
+        "replica:Follower._opened",
+        "path if pointer is None or pointer.with_delta else None",
+        "path",
+        ALL,
+    ),
+    Bug(
+        "sums are not taken back from the old key",
+        "sums:_adjustments",
+        "np.flatnonzero(taken.is_counted)",
+        "np.flatnonzero(taken.is_counted & (taken.keys.lookup == added.keys.lookup))",
+        ("sums",),
+    ),
+    Bug(
+        "what was counted is taken back twice",
+        "sums:_adjustments",
+        "-down.amounts",
+        "-2 * down.amounts",
+        ("sums",),
+    ),
+    Bug(
+        "what a deletion says it adds is added",
+        "build:contributing",
+        '~facts.column("is_deleted").to_numpy().astype(bool)',
+        "np.ones(facts.num_rows, bool)",
+        ("sums",),
+    ),
+    Bug(
+        "what lay before the horizon is taken back all the same",
+        "sums:_base_contributions",
+        "shard.identities.row[at] >= 0",
+        "True",
+        ("sums",),
+    ),
+    Bug(
+        "the horizon is applied to the base's events alone",
+        "rows:TimelineView.timeline",
+        "if horizon is not None:",
+        "if False:",
+        ("timeline",),
+    ),
+    Bug(
+        "the floor of a truncated key is ignored",
+        "rows:TimelineView.timeline",
+        "if floor is not None:",
+        "if False:",
+        ("timeline",),
+    ),
+    Bug(
+        "a truncated key is called complete",
+        "rows:TimelineView.timeline",
+        "is_complete = not is_truncated or",
+        "is_complete = True or",
+        ("timeline",),
+    ),
+    Bug(
+        "events of equal time stand in the wrong order",
+        "rows:_newest_first",
+        '("id", "descending")',
+        '("id", "ascending")',
+        ("timeline",),
+    ),
+    Bug(
+        "a row that the delta replaces is not hidden in the base",
+        "rows:TimelineView.timeline",
+        "rows[~np.isin(rows, hidden)] if len(hidden) else rows",
+        "rows",
+        ("timeline",),
+    ),
+    Bug(
+        "one hidden row is not made up for when the newest are sliced",
+        "rows:TimelineView.timeline",
+        "end - most - len(hidden)",
+        "end - most",
+        ("timeline",),
+    ),
+    Bug(
+        "a deleted family of a document stays",
+        "rows:DocumentsView._overlay_parts",
+        "None if deleted else",
+        "parts[name][query] if deleted else",
+        ("documents",),
+    ),
+    Bug(
+        "merged runs keep what a newer run replaced",
+        "rows:_compact",
+        "is_superseded[at[at >= 0]] = True",
+        "pass",
+        ROWS,
+    ),
+)
+
+
+@contextmanager
+def planted(bug: Bug) -> Iterator[None]:
+    """The shipped code with the bug in it, inside the block."""
+    module_name, _, path = bug.where.partition(":")
+    module = importlib.import_module(f"pipelines.indexing.{module_name}")
+    target = module
+    for part in path.split("."):
+        target = inspect.getattr_static(target, part)
+    assert isinstance(target, FunctionType), bug.where
+    source = textwrap.dedent(inspect.getsource(target))
+    assert source.count(bug.old) == 1, f"{bug.where} has {source.count(bug.old)} times: {bug.old}"
+    names = dict(vars(module))
+    exec(compile(source.replace(bug.old, bug.new), f"<planted: {bug.name}>", "exec"), names)
+    sound = target.__code__
+    target.__code__ = names[target.__name__].__code__
+    try:
+        yield
+    finally:
+        target.__code__ = sound

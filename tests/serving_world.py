@@ -1,0 +1,147 @@
+"""A small world to serve: real bases, built in this process and published, followed by a real replica.
+
+Belongs here: making it, and live facts for it. Used by the tests of serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import indices
+from pipelines.contracts import ACTIONS
+from pipelines.indexing import build, facts
+from pipelines.indexing.position import EMPTY, Position
+from pipelines.indexing.replica import Replica
+from pipelines.indexing.spec import lineage
+from pipelines.indexing.versions import Versions
+from pipelines.recommend import fold_in
+from pipelines.settings import Settings
+
+INTERACTIONS, UPDATES = "user-interactions@one", "pin-updates@two"
+MODEL_ID = "pin_als/7"
+DAY_MS = 86_400_000
+NEWEST_MS = 1_700_000_000_000
+PIN_COUNT = 40
+CUT = 10
+ODD_PIN = "50%/ünï.code pin?#"
+ODD_USER = "a/b%2F..\u2028☃"
+NO_VECTOR, NO_OFFER, UNAVAILABLE = "never-sold", "no-offer", "gone-out"
+VECTORS = np.random.default_rng(5).normal(size=(PIN_COUNT, 32)).astype(np.float32)
+PINS = [str(i) for i in range(PIN_COUNT - 3)] + [ODD_PIN, NO_OFFER, UNAVAILABLE]
+PARAMETERS = fold_in.Parameters(MODEL_ID, fold_in.gram_of(VECTORS))
+
+Row = dict[str, Any]
+
+
+def event(user: str, event_id: str, pin: str, action: str, time_ms: int, **said: Any) -> tuple[Row, Row]:
+    """An event, as the two indices of what users do hold it."""
+    common = {
+        "identity": [user.encode(), event_id.encode()],
+        "id": event_id.encode(),
+        "time_ms": time_ms,
+        "version": said.get("version", (1,)),
+        "content_hash": 1,
+        "is_deleted": said.get("is_deleted", False),
+    }
+    payload = {"pin_id": pin, "action": action, "quantity": said.get("quantity"), "value_usd_micros": None, "surface": None}
+    happened = common | {"family": "interactions", "key": user.encode(), "payload": payload}
+    counted = common | {
+        "family": "counts",
+        "key": pin.encode(),
+        "amounts": [int(action == one) for one in ACTIONS],
+        "payload": {"user_id": user, "action": action},
+    }
+    return happened, counted
+
+
+def pin(pin_id: str, version: int = 1, is_deleted: bool = False, **said: Any) -> list[Row]:
+    """A pin's catalogue and offer."""
+    common = {"identity": [pin_id.encode()], "key": pin_id.encode(), "version": (version,), "is_deleted": is_deleted}
+    catalogue = {"title": f"pin {pin_id}", "category": said.get("category", "fruit"), "department": "food", "brand": None}
+    rows = [common | {"family": "catalogue", "content_hash": 1, "payload": catalogue}]
+    if said.get("offer", True):
+        offer = {"price_usd_micros": 1_500_000, "is_available": said.get("is_available", True)}
+        rows.append(common | {"family": "offer", "content_hash": 2, "payload": offer})
+    return rows
+
+
+def history() -> list[tuple[Row, Row]]:
+    """Who bought what: users u0 to u9, with what is popular at several distances from the newest time."""
+    rows = []
+    for user in range(10):
+        for n in range(8):
+            bought = str((user * 5 + n * 3) % 30)
+            rows.append(event(f"u{user}", f"e{n}", bought, "purchase", NEWEST_MS - n * 5 * DAY_MS - user))
+    rows.append(event(ODD_USER, "e/1", "3", "purchase", NEWEST_MS - DAY_MS))
+    rows.append(event("viewer", "e1", "3", "sing", NEWEST_MS - DAY_MS))
+    rows.append(event("newcomer", "e1", NO_VECTOR, "purchase", NEWEST_MS - DAY_MS))
+    rows.append(event("u0", "gone", "unknown-pin", "purchase", NEWEST_MS - DAY_MS))
+    return rows
+
+
+def catalogue() -> list[Row]:
+    """All pins."""
+    rows: list[Row] = []
+    for number, pin_id in enumerate(PINS):
+        category = ("fruit", "bread", "milk")[number % 3]
+        rows += pin(pin_id, category=category, offer=pin_id != NO_OFFER, is_available=pin_id != UNAVAILABLE)
+        key = pin_id.encode()
+        payload = {"vector": VECTORS[number].tolist()}
+        rows.append(
+            {"family": "embedding", "identity": [key], "key": key, "version": (1,), "content_hash": 3, "payload": payload}
+        )
+    return rows + pin(NO_VECTOR, category="milk") + pin("alone", category="nobody else")
+
+
+def publish(settings: Settings, index: str, rows: Iterable[Row], cut: Position, parameters: Mapping[str, Any]) -> str:
+    """Build a base of rows and publish it."""
+    spec = indices.INDICES[index]
+    versions = Versions(settings.paths.indices, index)
+    version = versions.new_version(lineage(spec))
+    models = {"embedding": MODEL_ID} if index == "pins" else {}
+    meta = build.Meta(version, cut, models=models, parameters=parameters)
+    build.build_local(spec, facts.table(spec, rows), Path(versions.new_path(version)), meta)
+    versions.publish(version)
+    return version
+
+
+def build_world(settings: Settings) -> dict[str, str]:
+    """Publish a base of each index; returns their versions."""
+    cut = Position({INTERACTIONS: {0: CUT}}, frozenset())
+    events = history()
+    return {
+        "pins": publish(
+            settings, "pins", catalogue(), Position({UPDATES: {0: CUT}}, frozenset()), {"als": PARAMETERS.to_json()}
+        ),
+        "user_events": publish(settings, "user_events", [happened for happened, _ in events], cut, {}),
+        "pin_counts": publish(settings, "pin_counts", [counted for _, counted in events], cut, {}),
+    }
+
+
+class Still:
+    """A follower's face over a view that a test changes itself: `fold` is what an epoch would do."""
+
+    def __init__(self, follower: Any) -> None:
+        self.view = follower.view
+        self.topics = follower.topics
+        self.versions = follower.versions
+        self.status = follower.status
+        self.is_stale = False
+        self.is_ready = True
+
+    def covers(self, position: Position) -> bool:
+        """As a follower does."""
+        return bool(self.view.position.covers(position.restricted_to(self.topics)))
+
+    def fold(self, rows: Iterable[Row], position: Position = EMPTY) -> None:
+        """Fold rows in, as the next epoch."""
+        self.view = self.view.folded(facts.table(self.view.spec, rows), position)
+
+
+def still(replica: Replica) -> Replica:
+    """A replica with the views of another as they are, and no threads."""
+    return Replica({index: Still(follower) for index, follower in replica.followers.items()})  # type: ignore[misc]
