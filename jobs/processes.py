@@ -194,7 +194,7 @@ class Supervisor(NamedTuple):
         is_new = record is None or not is_alive(record)
         if is_new:
             if record is not None:
-                self._sweep(record)
+                self.sweep(record)
             require_free_ports(process)
             record = self._spawn(process)
             say(f"{process.name}: started (pid {record.pid})")
@@ -262,13 +262,13 @@ class Supervisor(NamedTuple):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGTERM)
             _wait_until(lambda: not is_alive(record), process.stop_timeout_s)
-        had_members = self._sweep(record)
+        had_members = self.sweep(record)
         self.pid_file(process.name).unlink(missing_ok=True)
         if is_running or had_members:
             say(f"{process.name}: stopped")
         return is_running or had_members
 
-    def _sweep(self, record: Record) -> bool:
+    def sweep(self, record: Record) -> bool:
         """Ends whatever carries the token still: its children after a crash, or all of it when it would not listen."""
         if not (left := members(record)):
             return False

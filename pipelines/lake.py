@@ -360,7 +360,7 @@ def ensure(spark: SparkSession, spec: TableSpec) -> None:
 
 def _create(spark: SparkSession, spec: TableSpec) -> None:
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.{spec.name.split('.')[0]}")
-    columns = ",\n".join(f"`{c.name}` {c.type} COMMENT {_quoted(_comment(c))}" for c in spec.columns)
+    columns = ",\n".join(f"`{c.name}` {c.type} COMMENT {quoted(_comment(c))}" for c in spec.columns)
     partitioning = f"PARTITIONED BY ({', '.join(spec.partitioned_by)})" if spec.partitioned_by else ""
     properties = {
         "format-version": "2",
@@ -377,10 +377,10 @@ def _create(spark: SparkSession, spec: TableSpec) -> None:
         "tidemark.owner": spec.owner,
         "tidemark.retention-days": "" if spec.retention_days is None else str(spec.retention_days),
     }
-    listed = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
+    listed = ", ".join(f"{quoted(name)} = {quoted(value)}" for name, value in properties.items())
     spark.sql(
         f"CREATE TABLE IF NOT EXISTS {spec.identifier} ({columns}) USING iceberg {partitioning} "
-        f"COMMENT {_quoted(spec.doc)} TBLPROPERTIES ({listed})"
+        f"COMMENT {quoted(spec.doc)} TBLPROPERTIES ({listed})"
     )
     if spec.sorted_by:
         order = ", ".join(f"`{name}`" for name in spec.sorted_by)
@@ -403,7 +403,8 @@ def _comment(column: Column) -> str:
     return f"{column.doc} [{column.unit}]" if column.unit else column.doc
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as a literal of Spark SQL."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -424,6 +425,11 @@ def _writer(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None): 
     for name, value in (summary or {}).items():
         writer = writer.option(f"snapshot-property.{name}", value)
     return writer
+
+
+def delete(spark: SparkSession, spec: TableSpec, condition: str) -> None:
+    """Delete the rows that a condition in Spark SQL names, in one commit."""
+    spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
 
 
 def tag(spark: SparkSession, name: str, snapshot_id: int, label: str) -> None:

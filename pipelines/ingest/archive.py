@@ -115,7 +115,7 @@ def held(settings: Settings, contracts: Iterable[Contract]) -> Committed:
 
 
 def forget_unfinished(spark: SparkSession, position: Position, topic_ids: Mapping[str, str]) -> None:
-    """Before a new incarnation: remove the dead letters of epochs that never reached the raw tables. They come again."""
+    """Before a new incarnation: remove the dead letters of epochs that raw does not have. They come again."""
     from pyspark.sql import functions as F
 
     letters = lake.read(spark, lake.RAW_DEAD_LETTERS.name)
@@ -130,11 +130,8 @@ def forget_unfinished(spark: SparkSession, position: Position, topic_ids: Mappin
         for row in ends:
             end = held_ends.get(row["partition"], 0)
             if row["last"] >= end:
-                spark.sql(
-                    f"DELETE FROM {lake.RAW_DEAD_LETTERS.identifier} "
-                    "WHERE topic_id = :topic_id AND `partition` = :partition AND `offset` >= :end",
-                    {"topic_id": topic_id, "partition": row["partition"], "end": end},
-                )
+                place = f"topic_id = {lake.quoted(topic_id)} AND `partition` = {row['partition']}"
+                lake.delete(spark, lake.RAW_DEAD_LETTERS, f"{place} AND `offset` >= {end}")
 
 
 def require_same_topics(settings: Settings, topic_ids: Mapping[str, str]) -> None:

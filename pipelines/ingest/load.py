@@ -275,10 +275,8 @@ def _bury(spark: SparkSession, contract: Contract, raw: DataFrame, full_id: str)
     spec = lake.RAW_DEAD_LETTERS
     of_this_load = (F.col("topic") == contract.topic) & (F.col("load_id") == full_id)
     if not lake.read(spark, spec.name).filter(of_this_load).isEmpty():
-        spark.sql(
-            f"DELETE FROM {spec.identifier} WHERE topic = :topic AND load_id = :id",
-            {"topic": contract.topic, "id": full_id},
-        )
+        topic, load_id = lake.quoted(contract.topic), lake.quoted(full_id)
+        lake.delete(spark, spec, f"topic = {topic} AND load_id = {load_id}")
     letters = (
         frames.refused(contract, raw)
         .withColumns({"topic": F.lit(contract.topic), "ingested_at": F.col("broker_time")})

@@ -33,6 +33,8 @@ POPULARITY = {"purchase": UNIT, "save": 6, "click": 3, "view": 1, "hide": -UNIT}
 """What an event of each action adds to a pin's popularity, in tenths of a purchase."""
 WEIGHTS = tuple(POPULARITY.get(action, 0) for action in ACTIONS)
 MARGIN = 16
+"""So many more are looked at than asked for: the search scores in float32, the order is by exact scores."""
+SPARE = 256
 
 Document = dict[str, dict[str, Any]]
 
@@ -113,36 +115,32 @@ def parameters_of(pins: DocumentsView) -> fold_in.Parameters | None:
     return read
 
 
-def recommend(
+def interests(events: TimelineView, user: bytes, parameters: fold_in.Parameters | None) -> fold_in.Interests:
+    """What a user's merged events say about pins; without a model, what is settled is said all the same."""
+    timeline = events.timeline(user).table
+    if not timeline.num_rows:
+        return fold_in.Interests([], np.empty(0), set(), 0)
+    times = timeline.column("time_ms").to_numpy()
+    weights = parameters or fold_in.Parameters("", np.empty((0, 0)))
+    return fold_in.interests(timeline.column("pin_id"), timeline.column("action"), times, weights)
+
+
+def personal(
     pins: DocumentsView,
-    events: TimelineView,
-    popularity: Popularity,
+    told: fold_in.Interests,
     parameters: fold_in.Parameters | None,
-    user: bytes,
     k: int,
     category: str | None = None,
-) -> Answer:
-    """A user's recommendations: by the user's vector, or, without a history that has one, what is popular."""
-    timeline = events.timeline(user).table
-    told = fold_in.Interests([], np.empty(0), set(), 0)
-    if timeline.num_rows:
-        times = timeline.column("time_ms").to_numpy()
-        weights = parameters or fold_in.Parameters("", np.empty((0, 0)))
-        told = fold_in.interests(timeline.column("pin_id"), timeline.column("action"), times, weights)
-    vector = None if parameters is None else _user_vector(pins, told, parameters)
-    if vector is None or parameters is None:
-        return popular(pins, popularity, k, category, told.settled)
-    items = nearest(pins, vector, k, category, told.settled, only_available=True)
-    return Answer(items, Basis("folded", told.event_count, parameters.model_id))
-
-
-def _user_vector(
-    pins: DocumentsView, told: fold_in.Interests, parameters: fold_in.Parameters
-) -> fold_in.Float64s | None:
-    if not told.pins:
+) -> Answer | None:
+    """Recommendations by the user's vector; None for a user without one, who is answered with what is `popular`."""
+    if parameters is None or not told.pins:
         return None
     vectors, has = pins.vectors(VECTOR, told.pins)
-    return fold_in.solve(vectors[has], told.strengths[has], parameters)
+    user = fold_in.solve(vectors[has], told.strengths[has], parameters)
+    if user is None:
+        return None
+    items = nearest(pins, user, k, category, told.settled, only_available=True)
+    return Answer(items, Basis("folded", told.event_count, parameters.model_id))
 
 
 def nearest(
@@ -154,17 +152,23 @@ def nearest(
     *,
     only_available: bool,
 ) -> list[Item]:
-    """The ``k`` pins of greatest inner product with a vector."""
+    """The ``k`` pins of greatest inner product with a vector.
+
+    At first what must not be answered is left out of a longer list, which is quicker than to look all of it up; where
+    that list was too short, the search leaves it out.
+    """
     where = None if category is None else {CATEGORY: category}
-    wanted = k + MARGIN
+    query = vector.astype(np.float32)
+    wanted, left_out = k + MARGIN + min(len(exclude), SPARE), ()
     while True:
-        found = [key for key, _ in pins.search(VECTOR, vector.astype(np.float32), wanted, where, exclude)]
+        nearby = pins.search(VECTOR, query, wanted, where, left_out)
+        found = [key for key, _ in nearby if key not in exclude][: k + MARGIN if len(nearby) == wanted else None]
         exact = pins.vectors(VECTOR, found)[0].astype(np.float64) @ vector
         ordered = fold_in.ranked(found, exact, len(found))
         items = _shown(pins, ordered, k, only_available=only_available)
-        if len(items) == k or len(found) < wanted:
+        if len(items) == k or len(nearby) < wanted:
             return items
-        wanted *= 4
+        wanted, left_out = max(k + MARGIN, wanted) * 2, exclude  # type: ignore[assignment]
 
 
 def _shown(pins: DocumentsView, ordered: Sequence[tuple[bytes, float]], k: int, *, only_available: bool) -> list[Item]:
@@ -234,26 +238,28 @@ def _popular_in(
 
 def similar(
     pins: DocumentsView,
-    popularity: Popularity,
     parameters: fold_in.Parameters | None,
     pin: bytes,
     k: int,
     category: str | None = None,
 ) -> Answer | None:
-    """Pins like a pin: by its vector; without one, of its category, the popular first. None: there is no such pin."""
-    document = pins.get([pin], ("catalogue",))[0]
-    if document is None:
-        return None
+    """Pins like a pin, by its vector; None for a pin without one, which is answered `of_category`."""
     vectors, has = pins.vectors(VECTOR, [pin])
-    if has[0] and parameters is not None:
-        items = nearest(pins, vectors[0].astype(np.float64), k, category, {pin}, only_available=False)
-        return Answer(items, Basis("vector", model_id=parameters.model_id))
-    category = category or document["catalogue"].get("category")
+    if parameters is None or not has[0]:
+        return None
+    items = nearest(pins, vectors[0].astype(np.float64), k, category, {pin}, only_available=False)
+    return Answer(items, Basis("vector", model_id=parameters.model_id))
+
+
+def of_category(
+    pins: DocumentsView, popularity: Popularity, category: str | None, k: int, exclude: Collection[bytes]
+) -> Answer:
+    """The pins of a category: the popular first, then the others by id."""
     if not category:
         return Answer([], Basis("category"))
-    first = popular(pins, popularity, k, category, {pin}, only_available=False)
-    taken = {item.pin for item in first.items} | {pin}
+    first = popular(pins, popularity, k, category, exclude, only_available=False)
+    taken = {item.pin for item in first.items}.union(exclude)
     left = k - len(first.items)
-    more = [key for key in pins.match({CATEGORY: category}, k + 1) if key not in taken][:left] if left else []
+    more = [key for key in pins.match({CATEGORY: category}) if key not in taken][:left] if left else []
     others = [Item(key, 0.0, found) for key, found in zip(more, pins.get(more, FAMILIES), strict=True) if found]
     return Answer([*first.items, *others], Basis("category", window_days=first.basis.window_days))

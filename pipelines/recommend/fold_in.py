@@ -20,6 +20,7 @@ An action of negative weight says "not this": the pin has no preference, with co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,7 +166,7 @@ def interests(pins: pa.Array, actions: pa.Array, times_ms: np.ndarray, parameter
     strengths = np.bincount(codes[:counted], weights[kinds[:counted]] * recency, minlength=used)
     settled = np.zeros(len(names), bool)
     settled[codes[is_settling[kinds]]] = True
-    return Interests(names[:used], strengths, {names[i] for i in np.flatnonzero(settled)}, counted)
+    return Interests(names[:used], strengths, set(compress(names, settled.tolist())), counted)
 
 
 def _encoded(values: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import Position
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PINS, EVENTS, COUNTS = "pins", "user_events", "pin_counts"
 POLL_S = 0.01
+T = TypeVar("T")
 BASE_VERSION, POSITION, STALE = "Tidemark-Base-Version", "Tidemark-Position", "Tidemark-Stale"
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class Ground:
         self._standings: dict[tuple[str, ...], tuple[tuple[bool, ...], Standing]] = {}
         self._parameters: tuple[Any, fold_in.Parameters | None] = (None, None)
         self._popularity: candidates.Popularity | None = None
+        self._aside = ThreadPoolExecutor(1, "aside")
 
     def now(self, *indices: str) -> Standing:
         """The newest views of some indices."""
@@ -81,6 +85,10 @@ class Ground:
                 )
             await asyncio.sleep(POLL_S)
         return self.now(*indices)
+
+    async def aside(self, read: Callable[..., T], *arguments: Any) -> T:
+        """Read something that may take a while in a thread of its own, one such thing at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, read, *arguments)
 
     def parameters(self, pins: Any) -> fold_in.Parameters | None:
         """The model parameters of a view of the pins, read once for each base."""

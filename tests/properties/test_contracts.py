@@ -9,7 +9,16 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import CONTRACTS, REASONS, RECORD, USER_INTERACTIONS, Contract, Refusal, decode, decode_table
+from pipelines.contracts import (
+    CONTRACTS,
+    REASONS,
+    RECORD,
+    USER_INTERACTIONS,
+    Contract,
+    Refusal,
+    decode,
+    decode_table,
+)
 
 NOW_MS = 1_700_000_000_000
 contracts = st.sampled_from(list(CONTRACTS.values()))
@@ -20,7 +29,9 @@ json_values = st.recursive(
 )
 field_values = st.one_of(
     json_values,
-    st.sampled_from(["", "a", ":", "delete", "upsert", "view", "2020-01-01T00:00:00Z", "\x00", "é" * 300, "\ud800"]),
+    st.sampled_from(
+        ["", "a", ":", "delete", "upsert", "view", "2020-01-01T00:00:00Z", "\x00", "é" * 300, "\ud800"]
+    ),
     st.sampled_from([0, 1, -1, 2**61 - 1, 2**61, 2**64, 10**15, NOW_MS, NOW_MS + 3_600_001, 1.0, True]),
 )
 
@@ -123,11 +134,16 @@ def test_the_content_hash_knows_no_order(extra: dict[str, Any], random: Any) -> 
         assert one["content_hash"] == other["content_hash"]
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=3), st.text(max_size=3), min_size=1, max_size=4), st.data())
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=3), st.text(max_size=3), min_size=1, max_size=4), st.data()
+)
 def test_a_key_that_is_there_twice_is_always_seen(fields: dict[str, str], data: st.DataObject) -> None:
     parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
     again = data.draw(st.sampled_from(list(fields)))
-    parts.insert(data.draw(st.integers(0, len(parts))), f"{json.dumps(again)}: {json.dumps(data.draw(st.text(max_size=3)))}")
+    parts.insert(
+        data.draw(st.integers(0, len(parts))),
+        f"{json.dumps(again)}: {json.dumps(data.draw(st.text(max_size=3)))}",
+    )
     text = "{" + ", ".join(parts) + "}"
     if data.draw(st.booleans()):
         text = text.replace(":", data.draw(st.sampled_from([": ", " :", ":"])))

@@ -204,7 +204,11 @@ def test_amounts() -> None:
 
 
 def test_tombstones() -> None:
-    row = accepted(decode(USER_INTERACTIONS, raw({"op": "delete", "user_id": "u", "event_id": "e", "version": 3}), NOW_MS))
+    row = accepted(
+        decode(
+            USER_INTERACTIONS, raw({"op": "delete", "user_id": "u", "event_id": "e", "version": 3}), NOW_MS
+        )
+    )
     assert (row["is_deleted"], row["version"], row["pin_id"], row["event_time"]) == (True, 3, None, None)
     assert accepted(event(op="delete", action="nonsense"))["is_deleted"] is True
     assert accepted(event(op="upsert"))["is_deleted"] is False
@@ -222,14 +226,20 @@ def test_the_content_hash() -> None:
     backwards = dict(reversed(EVENT.items()))
     assert hash_of(event()) == hash_of(decode(USER_INTERACTIONS, raw(backwards), NOW_MS))
     different = [event(pin_id="q"), event(action="save"), event(quantity=1), event(surface=""), event(more=1)]
-    different += [event(more=2), event(more={"a": [1, {"b": None}]}), event(event_time="2023-05-01T12:00:00.000001Z")]
+    different += [
+        event(more=2),
+        event(more={"a": [1, {"b": None}]}),
+        event(event_time="2023-05-01T12:00:00.000001Z"),
+    ]
     assert len({hash_of(one) for one in [event(), *different]}) == len(different) + 1
     assert hash_of(event(more={"a": 1, "b": 2})) == hash_of(event(more={"b": 2, "a": 1}))
 
 
 def test_a_whole_pin() -> None:
     offer = {"price_usd_micros": 990_000, "is_available": True}
-    row = accepted(pin(offer=offer, version=4, event_time=5, catalogue={"title": "t", "category": "c", "x": 1}))
+    row = accepted(
+        pin(offer=offer, version=4, event_time=5, catalogue={"title": "t", "category": "c", "x": 1})
+    )
     assert row["catalogue"] == {"title": "t", "category": "c", "department": None, "brand": None}
     assert row["offer"] == offer
     assert (row["version"], row["is_deleted"], row["event_time"].year) == (4, False, 1970)
@@ -248,8 +258,12 @@ def test_a_pin_that_is_none() -> None:
     refused(pin(offer={}), "missing_field", "offer.price_usd_micros")
     refused(pin(offer={"price_usd_micros": 1}), "missing_field", "offer.is_available")
     refused(pin(offer={"price_usd_micros": 1, "is_available": 1}), "wrong_type", "offer.is_available")
-    refused(pin(offer={"price_usd_micros": -1, "is_available": True}), "out_of_range", "offer.price_usd_micros")
-    refused(pin(offer={"price_usd_micros": 0.5, "is_available": True}), "wrong_type", "offer.price_usd_micros")
+    refused(
+        pin(offer={"price_usd_micros": -1, "is_available": True}), "out_of_range", "offer.price_usd_micros"
+    )
+    refused(
+        pin(offer={"price_usd_micros": 0.5, "is_available": True}), "wrong_type", "offer.price_usd_micros"
+    )
     refused(pin(event_time="soon"), "bad_time", "event_time")
 
 
@@ -258,8 +272,12 @@ def test_the_families_of_a_pin_are_hashed_apart() -> None:
     both = pin(offer=offer)
     assert hash_of(both, "catalogue_hash") == hash_of(pin(), "catalogue_hash")
     assert hash_of(both, "offer_hash") == hash_of(pin(catalogue=..., offer=offer), "offer_hash")
-    assert hash_of(pin(catalogue={"title": "t", "more": 1}), "catalogue_hash") != hash_of(pin(), "catalogue_hash")
-    assert hash_of(pin(catalogue={"title": "t", "brand": None}), "catalogue_hash") == hash_of(pin(), "catalogue_hash")
+    assert hash_of(pin(catalogue={"title": "t", "more": 1}), "catalogue_hash") != hash_of(
+        pin(), "catalogue_hash"
+    )
+    assert hash_of(pin(catalogue={"title": "t", "brand": None}), "catalogue_hash") == hash_of(
+        pin(), "catalogue_hash"
+    )
     gone = accepted(pin(op="delete", version=2))
     assert (gone["is_deleted"], gone["catalogue"], gone["offer"]) == (True, None, None)
     assert isinstance(gone["catalogue_hash"], int)
@@ -297,7 +315,9 @@ def test_the_families_of_a_pin_are_hashed_apart() -> None:
     ids=lambda value: None if isinstance(value, bytes) and len(value) > 60 else repr(value),
 )
 @pytest.mark.parametrize("contract", CONTRACTS.values(), ids=lambda contract: contract.topic)
-def test_values_that_are_no_record(contract: Any, value: bytes | None, reason: str, field: str | None) -> None:
+def test_values_that_are_no_record(
+    contract: Any, value: bytes | None, reason: str, field: str | None
+) -> None:
     refused(decode(contract, value, NOW_MS), reason, field)
 
 
@@ -317,7 +337,9 @@ def table(values: list[bytes | None], times: list[int] | None = None) -> pa.Tabl
             "offset": pa.array(range(count), pa.int64()),
             "load_id": pa.nulls(count, pa.string()),
             "load_row": pa.nulls(count, pa.int64()),
-            "broker_time": pa.array([t * 1000 for t in times or [NOW_MS] * count], pa.timestamp("us", tz="UTC")),
+            "broker_time": pa.array(
+                [t * 1000 for t in times or [NOW_MS] * count], pa.timestamp("us", tz="UTC")
+            ),
             "key": pa.array([b"k"] * count, pa.binary()),
             "value": pa.array(values, pa.binary()),
         },
@@ -346,7 +368,11 @@ def test_tables_of_one_kind(values: list[bytes | None]) -> None:
 
 
 def test_a_table_may_come_in_other_widths() -> None:
-    wide = table([raw(PIN)]).set_column(7, "value", pa.array([raw(PIN)], pa.large_binary())).append_column("x", [[1]])
+    wide = (
+        table([raw(PIN)])
+        .set_column(7, "value", pa.array([raw(PIN)], pa.large_binary()))
+        .append_column("x", [[1]])
+    )
     batch = wide.combine_chunks().to_batches()[0]
     assert decode_table(PIN_UPDATES, batch).accepted.num_rows == 1
 

@@ -490,7 +490,7 @@ BODIES = st.one_of(
 TYPES = st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "☃".encode().decode("latin-1")])
 
 
-@cases(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     method=st.sampled_from(["GET", "GET", "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "X"]),
     where=PATHS,

@@ -58,10 +58,14 @@ def register(app: FastAPI, ground: Ground) -> None:
         k, category = query.natural("k", 10, 1, MAX_K), query.text("category")
         standing = await ground.at(query.min_position(), PINS, COUNTS)
         pins, key = standing.views[PINS], call.ids["pin_id"]
-        popularity = ground.popularity(standing.views[COUNTS])
-        answer = candidates.similar(pins, popularity, ground.parameters(pins), key, k, category)
-        if answer is None:
+        found = pins.get([key], ("catalogue",))[0]
+        if found is None:
             raise _no_pin(standing)
+        answer = candidates.similar(pins, ground.parameters(pins), key, k, category)
+        if answer is None:
+            popularity = ground.popularity(standing.views[COUNTS])
+            category = category or found["catalogue"]["category"]
+            answer = await ground.aside(candidates.of_category, pins, popularity, category, k, {key})
         return json_answer(
             {"pin_id": documents.text(key), "similar": documents.items(answer), "basis": documents.basis(answer)},
             standing.headers,

@@ -24,15 +24,12 @@ def register(app: FastAPI, ground: Ground) -> None:
         k, category = query.natural("k", 10, 1, MAX_K), query.text("category")
         standing = await ground.at(query.min_position(), PINS, EVENTS, COUNTS)
         pins, user = standing.views[PINS], call.ids["user_id"]
-        answer = candidates.recommend(
-            pins,
-            standing.views[EVENTS],
-            ground.popularity(standing.views[COUNTS]),
-            ground.parameters(pins),
-            user,
-            k,
-            category,
-        )
+        parameters = ground.parameters(pins)
+        told = candidates.interests(standing.views[EVENTS], user, parameters)
+        answer = candidates.personal(pins, told, parameters, k, category)
+        if answer is None:
+            popularity = ground.popularity(standing.views[COUNTS])
+            answer = await ground.aside(candidates.popular, pins, popularity, k, category, told.settled)
         return json_answer(
             {
                 "user_id": documents.text(user),

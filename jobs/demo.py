@@ -1,0 +1,515 @@
+"""The demo: real purchases become tables, a model, a base and an answer; then one live purchase changes the answer.
+
+Here: the story and its checks. The check of the scores solves for the user's vector by itself, from the base's mapped
+files and the events as served, and shares no code with `pipelines.recommend`. Whatever the demo starts, it stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs import client, console, processes
+from pipelines import preflight
+from pipelines.errors import TidemarkError
+from pipelines.settings import ROOT, Settings
+
+USERS = ("1", "7", "8", "13", "18")
+K = 10
+LEAST_CHANGED = 3
+NEEDED_BYTES = 3 * 2**30
+TOLERANCE = 1e-6
+
+
+class DemoError(TidemarkError):
+    """The demo cannot go on."""
+
+
+class Check(NamedTuple):
+    """One thing that must hold, and what was found."""
+
+    what: str
+    holds: bool
+    found: str
+
+
+def run(settings: Settings, once: bool) -> int:
+    """The whole demo; the exit code."""
+    with _stops_on_sigterm(), contextlib.ExitStack() as started:
+        try:
+            preflight.check(settings, needed_bytes=NEEDED_BYTES)
+            _require_ports(settings)
+            prepare(settings)
+            names = processes.up(processes.supervisor(settings), processes.local(settings), _say)
+            started.callback(_stop, settings, names)
+            checks = show(settings)
+        except KeyboardInterrupt:
+            _say("interrupted: stopping what the demo started")
+            return 130
+        holds = all(check.holds for check in checks)
+        if once:
+            return 0 if holds else 1
+        _print_addresses(settings)
+        _await_interrupt(settings, names)
+    return 0 if holds else 1
+
+
+def _say(text: str) -> None:
+    console.say(f"  {text}")
+
+
+def _headline(text: str) -> None:
+    console.say(f"\n{text}")
+
+
+# ------------------------------------------------------------------------------------------ starting and stopping
+
+
+@contextlib.contextmanager
+def _stops_on_sigterm() -> Iterator[None]:
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(settings: Settings, names: list[str]) -> None:
+    """Stops what this demo started, and lets no second Ctrl-C leave half of it running."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if names:
+        _headline("Stopping")
+        chosen = processes.choose(processes.local(settings), names)
+        processes.down(processes.supervisor(settings), chosen, _say)
+
+
+def _require_ports(settings: Settings) -> None:
+    """Before minutes of work: the ports that the processes will need."""
+    keeper = processes.supervisor(settings)
+    for process in processes.local(settings):
+        if keeper.status(process).state in ("stopped", "crashed"):
+            processes.require_free_ports(process)
+
+
+def _await_interrupt(settings: Settings, names: list[str]) -> None:
+    """Stays until Ctrl-C, and says so once if a process ends."""
+    keeper, known = processes.supervisor(settings), processes.local(settings)
+    missed: set[str] = set()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(2)
+            for process in known:
+                record = processes.Record.read(keeper.pid_file(process.name))
+                if process.name in names and process.name not in missed and (record is None or not processes.is_alive(record)):
+                    missed.add(process.name)
+                    _say(f"{process.name} ended; its log is {keeper.log_file(process.name)}; `tidemark up` starts it again")
+
+
+def _print_addresses(settings: Settings) -> None:
+    from jobs.cli import urls
+
+    serving = f"http://{settings.serving.host}:{settings.serving.port}"
+    rows = [(name, url) for name, url in urls(settings).items()]
+    console.table("Open", ("", ""), [*rows, ("an answer", f"{serving}/v1/users/{USERS[0]}/recommendations")])
+    console.say("Try `tidemark status`, `tidemark query recommendations 8`, `tidemark send --help`.")
+    console.say("Ctrl-C stops everything that the demo started.")
+
+
+# ------------------------------------------------------------------------------------------ history to a base
+
+
+def prepare(settings: Settings) -> None:
+    """The load and the build, in a process of their own, unless they are done."""
+    if is_prepared(settings):
+        _headline("History is loaded and its bases are published: nothing to build")
+        return
+    _headline("From history to a served base (a few minutes)")
+    log = settings.paths.logs / "demo.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    token = f"prepare:{uuid.uuid4().hex}"
+    environment = {**os.environ, **settings.environment, processes.TOKEN: token}
+    with log.open("ab") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "jobs.demo"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,
+        )
+    began = processes.start_time(child.pid) or ""
+    record = processes.Record("prepare", child.pid, began, processes.boot_id(), token, (), time.time())
+    try:
+        said = _follow(child)
+    finally:
+        processes.supervisor(settings).sweep(record)
+    if child.wait() != 0 or said is not None:
+        raise DemoError(said or "the load or the build ended", where=str(log), remedy="the log says why; then run the demo again")
+
+
+def _follow(child: subprocess.Popen[str]) -> str | None:
+    """Shows the child's progress; gives what it says went wrong."""
+    assert child.stdout is not None
+    began = time.monotonic()
+    for line in child.stdout:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if "error" in said:
+            return str(said["error"])
+        console.say(f"  {time.monotonic() - began:4.0f} s  {said['say']}")
+    return None
+
+
+def is_prepared(settings: Settings) -> bool:
+    """Whether every index serves a base that has the real input."""
+    from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS
+    from pipelines.indexing.versions import Versions
+    from pipelines.indices import INDICES, STREAMS
+    from pipelines.ingest import complete_journey
+    from pipelines.ingest.load import qualified
+
+    loads = {c.topic: qualified(c, complete_journey.NAME) for c in (PIN_UPDATES, USER_INTERACTIONS)}
+    for spec in INDICES.values():
+        versions = Versions(settings.paths.indices, spec.name)
+        pointer = versions.pointer()
+        manifest = next((m for m in versions.list() if pointer and m.version == pointer.version), None)
+        needed = {loads[topic] for stream in spec.streams for topic in STREAMS[stream].topics}
+        if manifest is None or not needed <= manifest.cut.loads:
+            return False
+    return True
+
+
+def _prepare_here(settings: Settings, say: Callable[[str], None]) -> None:
+    """Load and build in this process, with one Spark session for both."""
+    from jobs import build as builder
+    from pipelines import jars
+    from pipelines.ingest import complete_journey
+    from pipelines.spark import session
+
+    for group in jars.GROUPS:
+        jars.resolve(group, settings, say)
+    say("starting Spark")
+    spark = session(settings, "tidemark demo")
+    say("loading purchases, products and households into Iceberg tables")
+    loaded = complete_journey.load_all(spark, settings)
+    for result in (loaded.interactions, loaded.pins):
+        state = "was there already" if result.is_repeat else "loaded"
+        say(f"{result.table}: {result.rows:,} rows {state}")
+        for warning in result.warnings:
+            say(f"note: {warning}")
+
+    def show(step: builder.Step) -> None:
+        if step.state == "running":
+            say(f"{step.name} …")
+        else:
+            say(f"{step.name}: {step.state}" + (f" in {step.seconds:.0f} s" if step.seconds is not None else ""))
+
+    report = builder.build(settings, report=show)
+    if (problem := report.problem()) is not None:
+        raise problem
+
+
+# ------------------------------------------------------------------------------------------ the answer, and its change
+
+
+def show(settings: Settings) -> list[Check]:
+    """Asks, sends one purchase, asks again; prints both answers and what must hold."""
+    _headline("What became of every row")
+    checks = account(settings)
+    base = f"http://{settings.serving.host}:{settings.serving.port}"
+    _await_ready(base)
+    user, pin = choose(base)
+    before = _recommend(base, user)
+    _headline(f"What user {user} is recommended before")
+    _print_answer(before)
+
+    event = {
+        "user_id": user,
+        "event_id": f"demo-{uuid.uuid4().hex[:12]}",
+        "pin_id": pin["pin_id"],
+        "action": "purchase",
+        "event_time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "quantity": 1,
+        "value_usd_micros": (pin.get("offer") or {}).get("price_usd_micros") or 1_000_000,
+    }
+    title = pin["catalogue"]["title"]
+    _headline(f"User {user} buys pin {pin['pin_id']}, {title} ({pin['catalogue']['category']}), through Kafka")
+    sent_at = time.time()
+    token, offsets = _send(settings, event)
+    after = _recommend(base, user, token)
+    freshness_s = time.time() - sent_at
+    events = all_events(base, user, token)
+
+    _headline(f"What user {user} is recommended {freshness_s:.1f} s later")
+    _print_answer(after, {item["pin_id"] for item in before.body["recommendations"]})
+    epoch = find_epoch(settings, offsets)
+    _say(f"it stands on {after.headers['tidemark-base-version']}")
+    _say(f"epoch {epoch}" if epoch else "the epoch was not found")
+    checks += compare(settings, before, after, events, event, freshness_s, epoch)
+
+    _headline("What must hold")
+    for check in checks:
+        _say(f"{'✓' if check.holds else '✗'} {check.what}: {check.found}")
+    return checks
+
+
+def _await_ready(base: str, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (answer := client.request(base, "/readyz", is_error_an_answer=True)).status != 200:
+        if time.monotonic() > deadline:
+            raise DemoError(f"serving is not ready: {answer.body}", remedy="see `tidemark status` and its log")
+        time.sleep(0.2)
+
+
+def choose(base: str) -> tuple[str, dict[str, Any]]:
+    """A user with a history, and a popular pin of another category than what that user is recommended.
+
+    Raises:
+        DemoError: there is none.
+    """
+    popular = client.request(base, f"/v1/users/{uuid.uuid4().hex}/recommendations", {"k": 100}).body["recommendations"]
+    for user in USERS:
+        answer = _recommend(base, user)
+        if answer.body["basis"]["kind"] != "folded":
+            continue
+        first = answer.body["recommendations"]
+        known = {item["pin_id"] for item in first} | {event["pin_id"] for event in all_events(base, user)}
+        categories = {item["catalogue"]["category"] for item in first}
+        for pin in popular:
+            if pin["pin_id"] not in known and pin["catalogue"]["category"] not in categories:
+                return user, pin
+    raise DemoError("no user has a history in what is served", remedy="run `tidemark build`, then the demo again")
+
+
+def _recommend(base: str, user: str, min_position: str | None = None) -> client.Answer:
+    path = f"/v1/users/{client.quote(user)}/recommendations"
+    return _patient(lambda: client.request(base, path, {"k": K, "min_position": min_position}))
+
+
+def _patient(ask: Callable[[], client.Answer], attempts: int = 6) -> client.Answer:
+    """A request with `min_position` waits a few seconds by itself, and may be asked again after a 409."""
+    for left in range(attempts, 0, -1):
+        try:
+            return ask()
+        except client.ServiceError as error:
+            if left == 1 or "409" not in str(error.where):
+                raise
+    raise AssertionError
+
+
+def all_events(base: str, user: str, min_position: str | None = None) -> list[dict[str, Any]]:
+    """Every event of a user over HTTP, the newest first."""
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        params = {"limit": 1000, "cursor": cursor, "min_position": min_position}
+        body = client.request(base, f"/v1/users/{client.quote(user)}/events", params).body
+        found += body["events"]
+        cursor = body["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def _send(settings: Settings, event: dict[str, Any]) -> tuple[str, dict[str, dict[int, int]]]:
+    """Sends the event; its position as a token, and as offsets by topic and partition."""
+    from pipelines.contracts import USER_INTERACTIONS
+    from pipelines.ingest.producer import Producer
+
+    with Producer(settings) as producer:
+        position = producer.send_objects(USER_INTERACTIONS, [event])
+    return position.token(), {topic: dict(offsets) for topic, offsets in position.topics.items()}
+
+
+def _print_answer(answer: client.Answer, before: set[str] | None = None) -> None:
+    items = answer.body["recommendations"]
+    rows = []
+    for place, item in enumerate(items, 1):
+        is_new = "" if before is None or item["pin_id"] in before else "new"
+        title, category = item["catalogue"]["title"], item["catalogue"]["category"]
+        rows.append((place, item["pin_id"], f"{item['score']:.4f}", title, category, is_new))
+    columns = ("", "pin", "score", "title", "category", "")
+    console.table("", columns if before is not None else columns[:-1], rows if before is not None else [r[:-1] for r in rows])
+
+
+def find_epoch(settings: Settings, offsets: dict[str, dict[int, int]]) -> str | None:
+    """The epoch of the hot stream that holds the record just before these offsets, and how long its stages took."""
+    from pipelines.indexing import delta
+    from pipelines.indexing.spec import lineage
+    from pipelines.indices import INDICES
+
+    spec = INDICES["user_events"]
+    wanted = [(topic, p, offset - 1) for topic, parts in offsets.items() for p, offset in parts.items()]
+    for marker in reversed(delta.markers(delta.table_path(settings.paths.delta, spec.name, lineage(spec)))):
+        for topic, partition, offset in wanted:
+            begin = marker.start.topics.get(topic, {}).get(partition)
+            end = marker.end.topics.get(topic, {}).get(partition)
+            if begin is not None and end is not None and begin <= offset < end:
+                times = (marker.broker_time_min_ms, marker.started_at_ms, marker.decoded_at_ms, marker.transformed_at_ms)
+                spans = [later - earlier for earlier, later in zip(times, times[1:]) if None not in (earlier, later)]  # type: ignore[operator]
+                names = ("waited for its trigger", "decoded", "transformed")
+                took = ", ".join(f"{name} {span} ms" for name, span in zip(names, spans))
+                return f"{marker.name}: {marker.records} record(s); {took}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------ what must hold
+
+
+def compare(
+    settings: Settings,
+    before: client.Answer,
+    after: client.Answer,
+    events: list[dict[str, Any]],
+    event: dict[str, Any],
+    freshness_s: float,
+    epoch: str | None,
+) -> list[Check]:
+    """The checks of the answer that the purchase changed."""
+    versions = before.headers["tidemark-base-version"], after.headers["tidemark-base-version"]
+    first = [item["pin_id"] for item in before.body["recommendations"]]
+    now = [item["pin_id"] for item in after.body["recommendations"]]
+    found = [e for e in events if e["event_id"] == event["event_id"]]
+    changed = set(now) - set(first) - {event["pin_id"]}
+    return [
+        Check("the base is the same", versions[0] == versions[1], versions[1]),
+        Check(
+            "the bought pin was not among the first ten, and is in the user's events",
+            event["pin_id"] not in first and [e["pin_id"] for e in found] == [event["pin_id"]],
+            f"{len(found)} event, {freshness_s:.1f} s after the producer's call",
+        ),
+        Check(f"at least {LEAST_CHANGED} others of the first ten changed", len(changed) >= LEAST_CHANGED, f"{len(changed)} are new"),
+        _scores(settings, after, events),
+        Check("the epoch that did it is known", epoch is not None, (epoch or "none").partition(":")[0]),
+    ]
+
+
+def _scores(settings: Settings, after: client.Answer, events: list[dict[str, Any]]) -> Check:
+    what = "the served scores equal an independent solve in numpy"
+    version = dict(part.split("=") for part in after.headers["tidemark-base-version"].split(", "))["pins"]
+    model, exact = solve(settings.paths.indices / "pins" / version, events)
+    served = [(item["pin_id"], item["score"]) for item in after.body["recommendations"]]
+    off = [abs(score - exact[pin]) / max(1e-9, abs(exact[pin])) if pin in exact else 1.0 for pin, score in served]
+    best = sorted(exact, key=lambda pin: (-exact[pin], pin.encode()))[: len(served)]
+    same = len(set(best) & {pin for pin, _ in served})
+    holds = len(served) == K and max(off) <= TOLERANCE and after.body["basis"]["model_id"] == model
+    return Check(what, holds, f"greatest difference {max(off):.1e}; {same} of {K} are the exact first {K} of {len(exact):,}")
+
+
+def solve(base: Path, events: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
+    """The model's id, and the score of each pin that may be recommended: implicit ALS, solved for one user.
+
+    With item vectors Y and strengths s (an action's weight times its recency relative to the newest event, summed by
+    pin): (Y'Y + Y' diag(a|s|) Y + l I) x = Y' diag(1 + a|s|) p, where p is 1 where s > 0; scores are Y x.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    manifest = json.loads((base / "manifest.json").read_text())
+    als = manifest["parameters"]["als"]
+
+    def columns(family: str, *names: str) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        for shard in manifest["shards"]:
+            with pa.memory_map(str(base / shard["name"] / f"rows-{family}.arrow")) as file:
+                rows = pa.ipc.open_file(file).read_all()
+                found += zip(*(rows.column(name).to_pylist() for name in ("key", *names)), strict=True)
+        return found
+
+    vectors = columns("embedding", "payload.vector")
+    place = {key.decode(): row for row, (key, _) in enumerate(vectors)}
+    y = np.array([vector for _, vector in vectors], np.float64)
+    times = [datetime.fromisoformat(e["event_time"]).timestamp() * 1000 for e in events[: als["max_events"]]]
+    strengths: dict[str, float] = {}
+    for event, at in zip(events, times):
+        recency = als["floor"] + (1 - als["floor"]) * 2 ** (-(times[0] - at) / als["half_life_ms"])
+        weight = als["actions"].get(event["action"], 0.0)
+        strengths[event["pin_id"]] = strengths.get(event["pin_id"], 0.0) + weight * recency
+    left = y.T @ y + als["lambda"] * np.eye(y.shape[1])
+    right = np.zeros(y.shape[1])
+    for pin, strength in strengths.items():
+        if pin in place:
+            vector, extra = y[place[pin]], als["alpha"] * abs(strength)
+            left += extra * np.outer(vector, vector)
+            right += (1 + extra) * (strength > 0) * vector
+    scores = y @ np.linalg.solve(left, right)
+    done = {e["pin_id"] for e in events if e["action"] == "purchase" or als["actions"].get(e["action"], 0) < 0}
+    known = {key.decode() for (key,) in columns("catalogue")}
+    sold_out = {key.decode() for key, is_available in columns("offer", "payload.is_available") if is_available is False}
+    allowed = known - done - sold_out
+    return als["model_id"], {pin: float(scores[row]) for pin, row in place.items() if pin in allowed}
+
+
+def account(settings: Settings) -> list[Check]:
+    """Prints the account, and holds it against the source's own row counts."""
+    import pyarrow.parquet as pq
+
+    from jobs.cli import print_accounts, read_accounts
+    from pipelines import lake
+    from pipelines.ingest import complete_journey
+
+    accounts = read_accounts(settings)
+    print_accounts(accounts)
+    checks = []
+    for source, name in (("transactions", "raw.user_interactions"), ("products", "raw.pin_updates")):
+        rows = pq.read_metadata(complete_journey.folder() / f"{source}.parquet").num_rows
+        loaded = _rows_of_load(lake.ancestors(settings, name), complete_journey.NAME)
+        of = accounts.get(name)
+        refused = sum(of["refused"].values()) if of else 0
+        holds = of is not None and rows == loaded and of["rows"] == of["accepted"] + refused and of["rows"] >= rows
+        found = "no account" if of is None else f"{rows:,} = {loaded:,}; {of['rows']:,} = {of['accepted']:,} + {refused:,}"
+        if of is not None and of["rows"] > rows:
+            found += f" (with {of['rows'] - rows:,} live ones)"
+        checks.append(Check(f"{source}: rows in the source = in raw; raw = accepted + refused", holds, found))
+    return checks
+
+
+def _rows_of_load(snapshots: Any, name: str) -> int:
+    from pipelines import lake
+
+    for snapshot in snapshots:
+        if snapshot.summary.get(lake.LOAD_ID, "").endswith(f":{name}"):
+            return int(snapshot.summary.get("added-records", 0))
+    return 0
+
+
+def _child() -> int:
+    """The load and the build, telling on standard output how they go."""
+    from pipelines import settings as settings_module
+
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(key: str, text: str) -> None:
+        print(json.dumps({key: text}), file=out, flush=True)
+
+    try:
+        _prepare_here(settings_module.load(), lambda text: tell("say", text))
+    except TidemarkError as error:
+        tell("error", str(error))
+        return 1
+    except Exception as error:  # noqa: BLE001 - its trace goes to the log
+        tell("error", console.first_line(error))
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_child())

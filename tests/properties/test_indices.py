@@ -1,0 +1,368 @@
+"""Every registered index through its own transform: as a batch, and epoch by epoch through ``foreachBatch`` in Spark.
+
+Many small cases share one Spark job: each has ids of its own, and the records of all are shuffled into one log. What a
+record means is read here once more, from its accepted row, in plain Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.contracts import ACTIONS, RECORD, Refusal, contract_of, decode
+from pipelines.indexing import build
+from pipelines.indexing import facts as fact
+from pipelines.indexing.base import empty, open_base
+from pipelines.indexing.delta import table_path
+from pipelines.indexing.overlay import Overlay
+from pipelines.indexing.position import Position
+from pipelines.indexing.spec import Documents, IndexSpec, Sums, Timeline, lineage
+from pipelines.indexing.streaming import HotStreamRun
+from pipelines.indexing.view import View
+from pipelines.indices import INDICES, STREAMS
+from tests import oracle
+from tests.oracle import Statement
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+CASES = 60
+RECORDS_A_CASE = 14
+PARTITIONS = 2
+EPOCHS = 5
+SHARDS = 2
+HOUR_MS = 3_600_000
+START_MS = 1_704_067_200_000
+SEED = int(os.environ.get("TIDEMARK_TEST_SEED", "0")) or random.randrange(2**32)
+Row = Mapping[str, Any]
+
+
+def interaction(case: int, choose: random.Random) -> dict[str, Any]:
+    """A record of ``user-interactions`` about one of a few events of a case; now and then one that is refused."""
+    about = {"user_id": f"{case}-u{choose.randrange(2)}", "event_id": f"e{choose.randrange(4)}"}
+    if choose.random() < 0.8:
+        about["version"] = choose.randint(1, 3)
+    if choose.random() < 0.2:
+        return about | {"op": "delete"}
+    hour = choose.randrange(4)
+    time_ms = START_MS + hour * HOUR_MS + choose.choice((0, 1, HOUR_MS - 1))
+    said = about | {
+        "pin_id": f"{case}-p{choose.randrange(3)}",
+        "action": choose.choice(ACTIONS[:3]),
+        "event_time": choose.choice((time_ms, f"2024-01-01T{hour:02d}:30:00Z")),
+    }
+    if choose.random() < 0.5:
+        said["quantity"] = choose.choice((1, 2, 0))
+    if choose.random() < 0.3:
+        said["surface"] = choose.choice(("home", "grün"))
+    return said
+
+
+def pin_update(case: int, choose: random.Random) -> dict[str, Any]:
+    """A record of ``pin-updates`` about one of a few pins of a case; now and then one that is refused."""
+    about: dict[str, Any] = {"pin_id": f"{case}-p{choose.randrange(3)}"}
+    if choose.random() < 0.8:
+        about["version"] = choose.randint(1, 4)
+    if choose.random() < 0.2:
+        return about | {"op": "delete"}
+    if choose.random() < 0.6:
+        about["catalogue"] = {
+            "title": choose.choice(("a", "b", None)),
+            "category": choose.choice(("x", "y")),
+            "new": choose.choice((1, 2)),
+        }
+    if choose.random() < 0.6:
+        about["offer"] = {"price_usd_micros": choose.choice((1, 2, -1)), "is_available": choose.random() < 0.5}
+    return about
+
+
+SAID: dict[str, Callable[[int, random.Random], dict[str, Any]]] = {
+    "user-interactions": interaction,
+    "pin-updates": pin_update,
+}
+"""What can be said in each topic; a new topic adds its own."""
+
+
+def about_user(row: Row) -> list[Statement]:
+    """``user_events`` as the design says."""
+    payload = {name: row[name] for name in ("pin_id", "action", "quantity", "value_usd_micros", "surface")}
+    return [
+        Statement(
+            "interactions",
+            row["user_id"].encode(),
+            row["event_id"].encode(),
+            (row["version"],),
+            row["is_deleted"],
+            row["content_hash"],
+            time_ms_of(row),
+            (),
+            payload,
+        )
+    ]
+
+
+def about_counts(row: Row) -> list[Statement]:
+    """``pin_counts`` as the design says."""
+    return [
+        Statement(
+            "counts",
+            (row["pin_id"] or "").encode(),
+            b"",
+            (row["version"],),
+            row["is_deleted"],
+            row["content_hash"],
+            time_ms_of(row),
+            tuple(int(row["action"] == action) for action in ACTIONS),
+            None,
+            json.dumps([row["user_id"], row["event_id"]]).encode(),
+        )
+    ]
+
+
+def about_pin(row: Row) -> list[Statement]:
+    """``pins`` as the design says: a record sets whole families, a deletion takes all that a stream feeds."""
+    return [
+        Statement(
+            family,
+            row["pin_id"].encode(),
+            b"",
+            (row["version"],),
+            row["is_deleted"],
+            row[f"{family}_hash"],
+            payload=row[family],
+        )
+        for family in ("catalogue", "offer")
+        if row["is_deleted"] or row[family] is not None
+    ]
+
+
+MEANT: dict[str, Callable[[Row], list[Statement]]] = {
+    "user_events": about_user,
+    "pin_counts": about_counts,
+    "pins": about_pin,
+}
+"""What an accepted row means in each index; a new index adds its own."""
+
+
+def time_ms_of(row: Row) -> int:
+    """The event time of a row; 0 where it has none."""
+    return round(row["event_time"].timestamp() * 1000) if row["event_time"] else 0
+
+
+class World(NamedTuple):
+    """What every topic holds, and the deltas that its stream made of it."""
+
+    spark: SparkSession
+    folder: Path
+    records: dict[str, pa.Table]
+    cut: Position
+    vectors: dict[str, list[float]]
+
+    def before(self, topic: str) -> pa.Table:
+        """The records of a topic before the cut."""
+        offsets = self.cut.topics[topic_id(topic)]
+        rows = [r for r in self.records[topic].to_pylist() if r["offset"] < offsets[r["partition"]]]
+        return pa.Table.from_pylist(rows, RECORD)
+
+
+def topic_id(topic: str) -> str:
+    """The id of a topic."""
+    return f"id-of-{topic}"
+
+
+def log_of(topic: str, choose: random.Random) -> pa.Table:
+    """All cases' records, shuffled, some of them twice."""
+    said = [SAID[topic](case, choose) for case in range(CASES) for _ in range(RECORDS_A_CASE)]
+    said += choose.sample(said, len(said) // 8)
+    choose.shuffle(said)
+    ends = [0] * PARTITIONS
+    rows = []
+    for value in said:
+        partition = choose.randrange(PARTITIONS)
+        rows.append(
+            {
+                "topic_id": topic_id(topic),
+                "partition": partition,
+                "offset": ends[partition],
+                "broker_time": (START_MS + 24 * HOUR_MS) * 1000,
+                "key": b"",
+                "value": json.dumps(value).encode(),
+            }
+        )
+        ends[partition] += 1
+    return pa.Table.from_pylist(rows, RECORD)
+
+
+@pytest.fixture(scope="module")
+def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Logs of every topic, run through every stream."""
+    choose = random.Random(SEED)
+    topics = sorted({topic for stream in STREAMS.values() for topic in stream.topics})
+    records = {topic: log_of(topic, choose) for topic in topics}
+    cut = {
+        topic_id(topic): {
+            p: choose.randint(0, sum(r == p for r in table.column("partition").to_pylist()))
+            for p in range(PARTITIONS)
+        }
+        for topic, table in records.items()
+    }
+    vectors = {
+        f"{case}-p{n}": [float(choose.randrange(-8, 8)) for _ in range(32)]
+        for case in range(CASES)
+        for n in range(4)
+        if choose.random() < 0.7
+    }
+    folder = tmp_path_factory.mktemp("indices")
+    made = World(spark, folder, records, Position(cut), vectors)
+    for name in STREAMS:
+        run_stream(made, name)
+    yield made
+
+
+def run_stream(world: World, name: str) -> None:
+    """Spark reads a stream's records in micro-batches and hands each to the shipped epoch function."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    stream = STREAMS[name]
+    source = world.folder / "records" / name
+    source.mkdir(parents=True)
+    whole = pa.concat_tables([world.records[topic] for topic in stream.topics])
+    size = -(-whole.num_rows // EPOCHS)
+    for number in range(EPOCHS):
+        file = source / f"{number}.parquet"
+        pq.write_table(whole.slice(number * size, size), file)
+        os.utime(file, (number + 1, number + 1))
+    run = HotStreamRun(
+        stream, INDICES.values(), deltas=world.folder / "delta", checkpoints=world.folder / "checkpoints"
+    )
+    epochs: list[int] = []
+
+    def epoch(batch: DataFrame, number: int) -> None:
+        run.run_epoch(batch, number, 1)
+        run.run_epoch(batch, number, 1)  # Spark may repeat an epoch
+        epochs.append(number)
+
+    reader = world.spark.readStream.schema(from_arrow_schema(RECORD)).option("maxFilesPerTrigger", 1)
+    writer = reader.parquet(str(source)).writeStream.foreachBatch(epoch)
+    query = writer.option("checkpointLocation", str(world.folder / "spark" / name)).trigger(availableNow=True)
+    query.start().awaitTermination()
+    assert len(epochs) == EPOCHS
+
+
+def statements(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]) -> list[Statement]:
+    """What records of the index's topics mean in it."""
+    found = []
+    for stream in spec.streams:
+        for topic in STREAMS[stream].topics:
+            for record in records(topic).to_pylist():
+                broker_time_ms = round(record["broker_time"].timestamp() * 1000)
+                row = decode(contract_of(topic), record["value"], broker_time_ms)
+                if not isinstance(row, Refusal):
+                    found += MEANT[spec.name](row)
+    return found
+
+
+def modelled(world: World, spec: IndexSpec) -> list[Statement]:
+    """What the base-only families hold."""
+    return [
+        Statement(family.name, pin.encode(), payload={family.schema.names[0]: vector})
+        for family in spec.families
+        if family.stream is None
+        for pin, vector in world.vectors.items()
+    ]
+
+
+def facts_of(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]) -> DataFrame:
+    """The facts of a batch, through the index's own transforms, in Spark."""
+    parts = []
+    for family in spec.families:
+        if family.stream is None:
+            vectors = pa.table({"pin_id": list(world.vectors), "vector": list(world.vectors.values())})
+            parts.append(family.transform(world.spark.createDataFrame(vectors), None))
+            continue
+        stream = STREAMS[family.stream]
+        raw = pa.concat_tables([records(topic) for topic in stream.topics])
+        decoded = stream.decode(world.spark.createDataFrame(raw))
+        parts.append(family.transform(decoded.filter("_reason is null").drop("_reason"), None))
+    union = functools.reduce(lambda a, b: a.unionByName(b, allowMissingColumns=True), parts)
+    return union.select(*fact.schema(spec).names)
+
+
+def batch_view(world: World, spec: IndexSpec, name: str, cut: Position, records: Callable[[str], pa.Table]) -> View:
+    """A base that Spark's executors build of records, mapped, with the delta that the stream made."""
+    directory = world.folder / "bases" / spec.name / name
+    build.build(spec, facts_of(world, spec, records), directory, build.Meta(name, cut), shard_count=SHARDS)
+    return delta_view(world, spec, directory)
+
+
+def delta_view(world: World, spec: IndexSpec, directory: Path | None) -> View:
+    """The delta over a base, or over none."""
+    base = open_base(spec, directory) if directory else empty(spec)
+    overlay = Overlay(base, table_path(world.folder / "delta", spec.name, lineage(spec)), 10**9)
+    overlay.catch_up()
+    return overlay.view
+
+
+def assert_equal(view: View, spec: IndexSpec, accepted: Iterable[Statement]) -> None:
+    """Every answer is what the oracle says."""
+    accepted = list(accepted)
+    keys = sorted({s.key for s in accepted})
+    assert len({key.split(b"-")[0] for key in keys if b"-" in key}) >= 50, "too few cases"
+    where = f"TIDEMARK_TEST_SEED={SEED}"
+    match spec.read:
+        case Documents(presence):
+            expected = oracle.documents(accepted, presence)
+            for key, found in zip(keys, view.get(keys), strict=True):
+                assert found == expected.get(key), (where, key)
+        case Timeline():
+            families = [family.name for family in spec.families]
+            by_key: dict[bytes, list[Statement]] = {}
+            for statement in accepted:
+                by_key.setdefault(statement.key, []).append(statement)
+            for key in keys:
+                wanted = oracle.events(by_key[key], key, families, None)
+                table = view.timeline(key).table.to_pylist()
+                found = [(r.pop("id"), r.pop("time_ms"), r) for r in table]
+                assert found == [(e.id, e.time_ms, e.payloads[families[0]]) for e in wanted], (where, key)
+        case Sums(width_ms):
+            totals = oracle.sums(accepted, width_ms)
+            for key in keys:
+                assert view.sums(key) == totals.get(key, {}), (where, key)
+
+
+def test_what_records_mean_is_known_for_every_index_and_topic() -> None:
+    assert set(MEANT) == set(INDICES)
+    assert {topic for stream in STREAMS.values() for topic in stream.topics} <= set(SAID)
+
+
+@pytest.mark.parametrize("name", sorted(INDICES))
+def test_epochs_alone_equal_the_oracle(world: World, name: str) -> None:
+    spec = INDICES[name]
+    view = delta_view(world, spec, None)
+    assert_equal(view, spec, statements(world, spec, world.records.__getitem__))
+
+
+@pytest.mark.parametrize("name", sorted(INDICES))
+def test_a_batch_alone_equals_the_oracle(world: World, name: str) -> None:
+    spec = INDICES[name]
+    everything = Position({topic_id(t): {p: 10**6 for p in range(PARTITIONS)} for t in world.records})
+    view = batch_view(world, spec, "whole", everything, world.records.__getitem__)
+    assert view.overlay_facts == 0
+    assert_equal(view, spec, statements(world, spec, world.records.__getitem__) + modelled(world, spec))
+
+
+@pytest.mark.parametrize("name", sorted(INDICES))
+def test_a_base_and_the_epochs_after_its_cut_equal_the_oracle(world: World, name: str) -> None:
+    spec = INDICES[name]
+    view = batch_view(world, spec, "cut", world.cut, world.before)
+    accepted = statements(world, spec, world.records.__getitem__) + modelled(world, spec)
+    assert_equal(view, spec, accepted)
