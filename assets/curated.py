@@ -1,8 +1,10 @@
 """Layer curated: for each identity what stands of it, and the account of every raw row."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
-from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, described, final, key, summary
+from assets.platform import AFTER_UPSTREAM, RETRIES, Pinned, Platform, described, final, key, summary
 from pipelines import lake
 from pipelines.curate import SOURCES, Account, Source, account_row, curate
 
@@ -25,25 +27,29 @@ def _curated(source: Source) -> dg.AssetsDefinition:
         ],
         retry_policy=RETRIES,
     )
-    @final
     def curated(
         context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
-    ) -> tuple[dg.MaterializeResult, ...]:
-        raw = platform.read(context, source.raw_table)
-        cut = lake.position(platform.settings, raw.table, raw.snapshot.id)
-        result = curate(source, raw.rows, rows=raw.snapshot.rows, snapshot_id=raw.snapshot.id)
-        account = dg.JsonMetadataValue(result.account.to_json())
-        written = []
-        for part, spec in zip(source.parts, specs, strict=True):
-            lake.ensure(platform.spark, spec)
-            lake.overwrite(result.table(part), spec, summary(cut, result.max_broker_time_ms))
-            metadata = {**described(platform.newest(spec.name)), "account": account}
-            written.append(dg.MaterializeResult(asset_key=key(spec.name), metadata=metadata))
-        result.close()
-        record_account(platform, result.account)
-        return tuple(written)
+    ) -> Iterator[dg.MaterializeResult]:
+        yield from _written(source, platform.read(context, source.raw_table), platform)
 
     return curated
+
+
+@final
+def _written(source: Source, raw: Pinned, platform: Platform) -> list[dg.MaterializeResult]:
+    cut = lake.position(platform.settings, raw.table, raw.snapshot.id)
+    result = curate(source, raw.rows, rows=raw.snapshot.rows, snapshot_id=raw.snapshot.id)
+    account = dg.JsonMetadataValue(result.account.to_json())
+    written = []
+    for part in source.parts:
+        spec = lake.TABLES[part.table]
+        lake.ensure(platform.spark, spec)
+        lake.overwrite(result.table(part), spec, summary(cut, result.max_broker_time_ms))
+        metadata = {**described(platform.newest(spec.name)), "account": account}
+        written.append(dg.MaterializeResult(asset_key=key(spec.name), metadata=metadata))
+    result.close()
+    record_account(platform, result.account)
+    return written
 
 
 def record_account(platform: Platform, account: Account) -> None:

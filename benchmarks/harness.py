@@ -288,8 +288,8 @@ def get(path: str) -> bytes:
 def post(path: str, body: Any) -> bytes:
     """The bytes of a POST."""
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
 
 
 def drive(host: str, port: int, connections: Sequence[Iterator[bytes]], seconds: float) -> list[Timed]:
@@ -307,7 +307,9 @@ def drive(host: str, port: int, connections: Sequence[Iterator[bytes]], seconds:
 # ------------------------------------------------------------------------------------------------ results
 
 
-def percentiles(values: Sequence[float], wanted: Sequence[float], scale: float = 1.0, digits: int = 3) -> list[float]:
+def percentiles(
+    values: Sequence[float], wanted: Sequence[float], scale: float = 1.0, digits: int = 3
+) -> list[float]:
     """The percentiles of measured values (nearest rank, so that each is a value that was measured)."""
     if not values:
         return [float("nan")] * len(wanted)

@@ -111,7 +111,9 @@ def build(
         return _run(settings, chosen, report)
 
 
-def await_archive(settings: Settings, wait: Position, timeout_s: float, report: Report = lambda step: None) -> None:
+def await_archive(
+    settings: Settings, wait: Position, timeout_s: float, report: Report = lambda step: None
+) -> None:
     """Return when the archive's committed tables cover a position.
 
     Raises:

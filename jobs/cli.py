@@ -42,11 +42,15 @@ app.add_typer(letters_app, name="dead-letters", rich_help_panel="Data")
 PROCESSES, DATA, BASES, ANSWERS, TRYING = "Processes", "Data", "Bases", "Answers", "Trying it"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Processes; all of them by default.")]
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Processes; all of them by default.")
+]
 Index = Annotated[str, typer.Argument(help="An index, as `tidemark versions` lists them.")]
 K = Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")]
 Category = Annotated[str | None, typer.Option(help="Only pins of this category.")]
-After = Annotated[str | None, typer.Option("--min-position", help="Wait until the answer stands at this position.")]
+After = Annotated[
+    str | None, typer.Option("--min-position", help="Wait until the answer stands at this position.")
+]
 
 
 class InputError(TidemarkError):
@@ -66,7 +70,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - what is left of the output has no reader
         raise SystemExit(0) from None
-    except Exception as error:  # noqa: BLE001 - a person gets a sentence; the trace goes to the log
+    except Exception as error:  # a person gets a sentence; the trace goes to the log
         if os.environ.get("TIDEMARK_DEBUG"):
             raise
         console.show_error(error, as_json)
@@ -133,13 +137,19 @@ def down(names: Names = None, as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=PROCESSES)
-def start(name: Annotated[str, typer.Argument(help="A process or a stream, as `status` lists them.")], as_json: Json = False) -> None:
+def start(
+    name: Annotated[str, typer.Argument(help="A process or a stream, as `status` lists them.")],
+    as_json: Json = False,
+) -> None:
     """Start one process, or one stream inside the streaming process."""
     _switch(name, True, as_json)
 
 
 @app.command(rich_help_panel=PROCESSES)
-def stop(name: Annotated[str, typer.Argument(help="A process or a stream, as `status` lists them.")], as_json: Json = False) -> None:
+def stop(
+    name: Annotated[str, typer.Argument(help="A process or a stream, as `status` lists them.")],
+    as_json: Json = False,
+) -> None:
     """Stop one process, or one stream; a stream stays stopped, over restarts too, until it is started by name."""
     _switch(name, False, as_json)
 
@@ -151,8 +161,8 @@ def _switch(name: str, is_on: bool, as_json: bool) -> None:
     known = processes.local(settings)
     if name in [process.name for process in known]:
         keeper, chosen = processes.supervisor(settings), processes.choose(known, [name])
-        changed = (processes.up if is_on else processes.down)(keeper, chosen, console.say)
-        _print_switched(name, is_on, bool(changed), as_json)
+        names = (processes.up if is_on else processes.down)(keeper, chosen, console.say)
+        _print_switched(name, is_on, bool(names), as_json)
         return
     streams = _stream_names()
     if name not in streams:
@@ -201,20 +211,45 @@ def status(as_json: Json = False) -> None:
     streams, asked = board.status(), board.wanted()
     is_ready = all(process["state"] == "ready" for process in found)
     if as_json:
-        console.emit_json({"ready": is_ready, "processes": found, "streams": streams, "asked": asked, "home": str(settings.home)})
+        console.emit_json(
+            {
+                "ready": is_ready,
+                "processes": found,
+                "streams": streams,
+                "asked": asked,
+                "home": str(settings.home),
+            }
+        )
     else:
         columns = ("process", "state", "pid", "up for", "memory", "what is missing")
         console.table(
             f"Processes of {settings.home}",
             columns,
-            [(p["name"], p["state"], str(p["pid"] or ""), _ago(p["uptime_s"]), _mb(p["rss_mb"]), p["detail"]) for p in found],
+            [
+                (
+                    p["name"],
+                    p["state"],
+                    str(p["pid"] or ""),
+                    _ago(p["uptime_s"]),
+                    _mb(p["rss_mb"]),
+                    p["detail"],
+                )
+                for p in found
+            ],
         )
         if streams:
             console.table(
                 "Streams",
                 ("stream", "state", "epoch", "rows", "took ms", "detail"),
                 [
-                    (name, s["state"], s.get("epoch"), s.get("rows"), s.get("duration_ms"), s.get("detail", ""))
+                    (
+                        name,
+                        s["state"],
+                        s.get("epoch"),
+                        s.get("rows"),
+                        s.get("duration_ms"),
+                        s.get("detail", ""),
+                    )
                     for name, s in streams.items()
                 ],
             )
@@ -272,7 +307,8 @@ def _print_stopped_streams(settings: Settings) -> None:
 @app.command(rich_help_panel=BASES)
 def build(
     wait: Annotated[
-        str | None, typer.Option(metavar="POSITION", help="Wait first until the archive has passed this position.")
+        str | None,
+        typer.Option(metavar="POSITION", help="Wait first until the archive has passed this position."),
     ] = None,
     index: Annotated[list[str] | None, typer.Option(help="Only this index (may be given again).")] = None,
     as_json: Json = False,
@@ -322,13 +358,24 @@ def print_accounts(accounts: dict[str, dict[str, Any]]) -> None:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in by_reason.items())
         rows.append((name, account["rows"], account["accepted"], *fates, count, reasons))
     if rows:
-        columns = ("table", "rows", "accepted", "current", "superseded", "repeated", "tombstones", "refused", "why")
+        columns = (
+            "table",
+            "rows",
+            "accepted",
+            "current",
+            "superseded",
+            "repeated",
+            "tombstones",
+            "refused",
+            "why",
+        )
         console.table("The account: rows = accepted + refused", columns, rows)
 
 
 @app.command(rich_help_panel=BASES)
 def versions(
-    index: Annotated[str | None, typer.Argument(help="An index; all of them by default.")] = None, as_json: Json = False
+    index: Annotated[str | None, typer.Argument(help="An index; all of them by default.")] = None,
+    as_json: Json = False,
 ) -> None:
     """List the base versions of each index, and which one is served."""
     settings = _settings()
@@ -341,7 +388,15 @@ def versions(
             f"Versions of {name}",
             ("version", "state", "built", "facts", "shards", "MB", "models"),
             [
-                (r["version"], r["state"], r["built_at"][:19], r["facts"], r["shards"], r["bytes"] // 2**20, ", ".join(r["models"]))
+                (
+                    r["version"],
+                    r["state"],
+                    r["built_at"][:19],
+                    r["facts"],
+                    r["shards"],
+                    r["bytes"] // 2**20,
+                    ", ".join(r["models"]),
+                )
                 for r in rows
             ],
             "" if rows else "none yet: `tidemark build` makes one",
@@ -410,7 +465,9 @@ def publish(
 @app.command(rich_help_panel=BASES)
 def rollback(
     index: Index,
-    to: Annotated[str | None, typer.Option("--to", metavar="VERSION", help="By default the one before the served one.")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="VERSION", help="By default the one before the served one.")
+    ] = None,
     without_delta: Annotated[
         bool, typer.Option("--without-delta", help="Serve the base alone, until `publish` or `resume`.")
     ] = False,
@@ -419,7 +476,9 @@ def rollback(
     """Serve an older base, with the delta since that base's own cut; returns when every local replica has swapped."""
     from jobs import moves
 
-    pointer = moves.rollback(_settings(), _known_index(index), to, without_delta=without_delta, say=console.say)
+    pointer = moves.rollback(
+        _settings(), _known_index(index), to, without_delta=without_delta, say=console.say
+    )
     _print_pointer(index, pointer, as_json)
 
 
@@ -435,7 +494,9 @@ def _print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:
     if as_json:
         console.emit_json({"index": index, **pointer._asdict()})
     else:
-        console.say(f"{index} serves {pointer.version}" + ("" if pointer.with_delta else ", without the delta"))
+        console.say(
+            f"{index} serves {pointer.version}" + ("" if pointer.with_delta else ", without the delta")
+        )
 
 
 # ------------------------------------------------------------------------------------------------ answers
@@ -445,7 +506,7 @@ def _ask(path: str, params: dict[str, Any] | None = None, body: Any = None) -> A
     from jobs import client
 
     settings = _settings()
-    return client.request(f"http://{settings.serving.host}:{settings.serving.port}", path, params, body)
+    return client.request_at(f"http://{settings.serving.host}:{settings.serving.port}", path, params, body)
 
 
 def _stands_on(answer: Any) -> str:
@@ -455,7 +516,10 @@ def _stands_on(answer: Any) -> str:
 
 
 def _with_headers(answer: Any) -> dict[str, Any]:
-    named = {name: answer.headers.get(f"tidemark-{name.replace('_', '-')}") for name in ("base_version", "position", "stale")}
+    named = {
+        name: answer.headers.get(f"tidemark-{name.replace('_', '-')}")
+        for name in ("base_version", "position", "stale")
+    }
     return {**answer.body, "stands_on": named}
 
 
@@ -477,7 +541,9 @@ def recommendations(
         return
     basis = answer.body["basis"]
     how = {"folded": f"from {basis['events_used']} events", "popular": "no history: what is popular"}
-    _print_items(f"For user {user} ({how.get(basis['kind'], basis['kind'])})", answer.body["recommendations"], answer)
+    _print_items(
+        f"For user {user} ({how.get(basis['kind'], basis['kind'])})", answer.body["recommendations"], answer
+    )
 
 
 @query_app.command()
@@ -502,7 +568,14 @@ def similar(
 def _print_items(title: str, items: list[dict[str, Any]], answer: Any) -> None:
     columns = ("", "pin", "score", "title", "category", "price")
     rows = [
-        (place, item["pin_id"], round(item["score"], 5), item["catalogue"]["title"], item["catalogue"]["category"], _price(item))
+        (
+            place,
+            item["pin_id"],
+            round(item["score"], 5),
+            item["catalogue"]["title"],
+            item["catalogue"]["category"],
+            _price(item),
+        )
         for place, item in enumerate(items, 1)
     ]
     console.table(title, columns, rows, _stands_on(answer))
@@ -519,7 +592,9 @@ def _price(document: dict[str, Any]) -> str:
 def events(
     user: Annotated[str, typer.Argument(help="A user's id.")],
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Where a page before said that the next one begins.")] = None,
+    cursor: Annotated[
+        str | None, typer.Option(help="Where a page before said that the next one begins.")
+    ] = None,
     min_position: After = None,
     as_json: Json = False,
 ) -> None:
@@ -531,7 +606,10 @@ def events(
     if as_json:
         console.emit_json(_with_headers(answer))
         return
-    rows = [(e["event_time"], e["action"], e["pin_id"], e["quantity"], _value(e), e["event_id"]) for e in answer.body["events"]]
+    rows = [
+        (e["event_time"], e["action"], e["pin_id"], e["quantity"], _value(e), e["event_id"])
+        for e in answer.body["events"]
+    ]
     more = f"\nmore: --cursor {answer.body['next_cursor']}" if answer.body.get("next_cursor") else ""
     columns = ("time (UTC)", "action", "pin", "quantity", "value", "event")
     console.table(f"Events of user {user}", columns, rows, _stands_on(answer) + more)
@@ -560,7 +638,9 @@ def pin(
 @query_app.command()
 def counts(
     pin: Annotated[str, typer.Argument(help="A pin's id.")],
-    from_ms: Annotated[int | None, typer.Option(min=0, help="Hours from this time on, in ms since 1970.")] = None,
+    from_ms: Annotated[
+        int | None, typer.Option(min=0, help="Hours from this time on, in ms since 1970.")
+    ] = None,
     to_ms: Annotated[int | None, typer.Option(min=0, help="Hours that begin before this time.")] = None,
     min_position: After = None,
     as_json: Json = False,
@@ -574,8 +654,16 @@ def counts(
         console.emit_json(_with_headers(answer))
         return
     totals, hours = answer.body["totals"], answer.body["hours"]
-    rows = [("in all", *totals.values()), *((h["start_time"], *(h[name] for name in totals)) for h in hours[-24:])]
-    console.table(f"Counts of pin {pin} (the last {min(24, len(hours))} of {len(hours)} hours)", ("hour (UTC)", *totals), rows, _stands_on(answer))
+    rows = [
+        ("in all", *totals.values()),
+        *((h["start_time"], *(h[name] for name in totals)) for h in hours[-24:]),
+    ]
+    console.table(
+        f"Counts of pin {pin} (the last {min(24, len(hours))} of {len(hours)} hours)",
+        ("hour (UTC)", *totals),
+        rows,
+        _stands_on(answer),
+    )
 
 
 @app.command(rich_help_panel=ANSWERS)
@@ -586,7 +674,15 @@ def indices(as_json: Json = False) -> None:
         console.emit_json(answer.body)
         return
     rows = [
-        (s["index"], s["base_version"], s["overlay_facts"], s["last_epoch"], s["is_stale"], s["is_ready"], s["error"])
+        (
+            s["index"],
+            s["base_version"],
+            s["overlay_facts"],
+            s["last_epoch"],
+            s["is_stale"],
+            s["is_ready"],
+            s["error"],
+        )
         for s in answer.body["indices"]
     ]
     columns = ("index", "base version", "overlay facts", "last epoch", "stale", "ready", "error")
@@ -598,11 +694,16 @@ def indices(as_json: Json = False) -> None:
 
 @app.command(rich_help_panel=DATA)
 def load(
-    source: Annotated[str, typer.Argument(help="`complete-journey` (the real input), or a Parquet file or folder.")],
+    source: Annotated[
+        str, typer.Argument(help="`complete-journey` (the real input), or a Parquet file or folder.")
+    ],
     contract: Annotated[
-        str | None, typer.Option(help="For Parquet: the topic whose contract its columns keep, as `user-interactions`.")
+        str | None,
+        typer.Option(help="For Parquet: the topic whose contract its columns keep, as `user-interactions`."),
     ] = None,
-    load_id: Annotated[str | None, typer.Option(help="Names the load for good; by default made from the content.")] = None,
+    load_id: Annotated[
+        str | None, typer.Option(help="Names the load for good; by default made from the content.")
+    ] = None,
     fraction: Annotated[
         float, typer.Option(min=0, max=1, help="For `complete-journey`: the share of its households.")
     ] = 1.0,
@@ -617,7 +718,16 @@ def load(
     rows = []
     for r in results:
         why = ", ".join(f"{reason} {count:,}" for reason, count in r.refused.items())
-        rows.append((r.table, r.rows, r.accepted, r.rows - r.accepted, why, "already there" if r.is_repeat else f"{r.seconds:.0f} s"))
+        rows.append(
+            (
+                r.table,
+                r.rows,
+                r.accepted,
+                r.rows - r.accepted,
+                why,
+                "already there" if r.is_repeat else f"{r.seconds:.0f} s",
+            )
+        )
     console.table("Loaded", ("table", "rows", "accepted", "refused", "why", "took"), rows)
     for result in results:
         for warning in result.warnings:
@@ -638,7 +748,9 @@ def run_load(
         loader.parquet_files(source)
         if contract is None:
             raise loader.LoadError(
-                "a Parquet file needs a contract", where=source, remedy="add --contract user-interactions or pin-updates"
+                "a Parquet file needs a contract",
+                where=source,
+                remedy="add --contract user-interactions or pin-updates",
             )
     chosen = contract_of(contract) if contract is not None else None
     with console.step(f"loading {source}", settings.paths.logs / "load.log") as report:
@@ -660,11 +772,14 @@ def run_load(
 @app.command(rich_help_panel=DATA)
 def send(
     records: Annotated[
-        list[str] | None, typer.Argument(metavar="[JSON]...", help="Records; `-` or none: one a line from standard input.")
+        list[str] | None,
+        typer.Argument(metavar="[JSON]...", help="Records; `-` or none: one a line from standard input."),
     ] = None,
     topic: Annotated[str, typer.Option(help="`user-interactions` or `pin-updates`.")] = "user-interactions",
     file: Annotated[Path | None, typer.Option(help="A file with one record a line, or a JSON array.")] = None,
-    fill: Annotated[bool, typer.Option("--fill", help="Give events without event_id or event_time new ones.")] = False,
+    fill: Annotated[
+        bool, typer.Option("--fill", help="Give events without event_id or event_time new ones.")
+    ] = False,
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Send the bytes as they are; a bad one becomes a dead letter.")
     ] = False,
@@ -708,18 +823,25 @@ def read_records(arguments: list[str], file: Path | None) -> list[str]:
         try:
             content = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the records: {error}", where=str(file), remedy="give another file") from None
+            raise InputError(
+                f"cannot read the records: {error}", where=str(file), remedy="give another file"
+            ) from None
         if content.lstrip().startswith("["):
             try:
                 found += [json.dumps(one) for one in json.loads(content)]
             except ValueError as error:
-                raise InputError(f"not a JSON array: {error}", where=str(file), remedy="mend the file") from None
+                raise InputError(
+                    f"not a JSON array: {error}", where=str(file), remedy="mend the file"
+                ) from None
         else:
             found += [line for line in content.splitlines() if line.strip()]
     if "-" in arguments or (not arguments and file is None):
         found += [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not found:
-        raise InputError("there is nothing to send", remedy="give records as arguments, with --file, or one a line on standard input")
+        raise InputError(
+            "there is nothing to send",
+            remedy="give records as arguments, with --file, or one a line on standard input",
+        )
     return found
 
 
@@ -730,9 +852,13 @@ def parse_record(line: str, number: int) -> dict[str, Any]:
     try:
         one = json.loads(line)
     except ValueError as error:
-        raise InputError(f"record {number} is not JSON: {error}", where=line[:80], remedy="mend it; nothing was sent") from None
+        raise InputError(
+            f"record {number} is not JSON: {error}", where=line[:80], remedy="mend it; nothing was sent"
+        ) from None
     if not isinstance(one, dict):
-        raise InputError(f"record {number} is not a JSON object", where=line[:80], remedy="mend it; nothing was sent")
+        raise InputError(
+            f"record {number} is not a JSON object", where=line[:80], remedy="mend it; nothing was sent"
+        )
     return one
 
 
@@ -763,16 +889,22 @@ def list_letters(
         counts = [{"topic": name, "reason": why, "count": count} for (name, why), count in totals.items()]
         console.emit_json({"counts": counts, "letters": [letter.to_json() for letter in letters]})
         return
-    console.table("Refused", ("topic", "reason", "records"), [(*names, count) for names, count in totals.items()])
+    console.table(
+        "Refused", ("topic", "reason", "records"), [(*names, count) for names, count in totals.items()]
+    )
     if letters:
-        rows = [(letter.place, str(letter.broker_time)[:19], letter.reason, letter.detail) for letter in letters]
+        rows = [
+            (letter.place, str(letter.broker_time)[:19], letter.reason, letter.detail) for letter in letters
+        ]
         note = "`tidemark dead-letters explain PLACE` shows one with its bytes"
         console.table("The newest", ("place", "taken", "reason", "detail"), rows, note)
 
 
 @letters_app.command("explain")
 def explain_letter(
-    place: Annotated[str, typer.Argument(help="topic/partition/offset or topic/load/row, as `list` shows it.")],
+    place: Annotated[
+        str, typer.Argument(help="topic/partition/offset or topic/load/row, as `list` shows it.")
+    ],
     as_json: Json = False,
 ) -> None:
     """One refused record: why, what it holds, and what its contract says of it now."""
@@ -817,7 +949,7 @@ def read_accounts(settings: Settings) -> dict[str, dict[str, Any]]:
 
     table = lake.open_table(settings, lake.OPS_ACCOUNT.name)
     rows = table.scan().to_arrow().to_pylist() if table is not None else []
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for snapshot in [s.id for s in reversed(list(lake.ancestors(settings, "raw.user_interactions")))]:
         found |= {row["table"]: row for row in rows if row["snapshot_id"] == snapshot}
     return {name: {**row, "refused": json.loads(row["refused_by_reason"])} for name, row in found.items()}
@@ -828,26 +960,38 @@ def read_accounts(settings: Settings) -> dict[str, dict[str, Any]]:
 
 @app.command(rich_help_panel=TRYING)
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Exit after the check: 0 only if everything holds.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Exit after the check: 0 only if everything holds.")
+    ] = False,
+    fraction: Annotated[
+        float, typer.Option(min=0.01, max=1, help="A share of the households, for a quicker look.")
+    ] = 1.0,
 ) -> None:
     """Real purchases to a served answer, then one live purchase that changes it within seconds."""
     from jobs import demo as show
 
-    raise typer.Exit(show.run(_settings(), once))
+    raise typer.Exit(show.run(_settings(), once, fraction))
 
 
-@app.command(rich_help_panel=TRYING, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    rich_help_panel=TRYING, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="`freshness`, `serving` or `build`.")],
     as_json: Json = False,
 ) -> None:
-    """Run a benchmark on a home of its own; the last line printed is its result as JSON. `bench NAME --help` has its options."""
+    """Run a benchmark on a home of its own; the last line that it prints is its result as JSON.
+
+    `bench NAME --help` has its options.
+    """
     import importlib
 
     from pipelines.settings import ROOT
 
-    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness"))
+    known = sorted(
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness")
+    )
     if name not in known:
         raise InputError(f"there is no benchmark {name!r}", remedy=f"choose one of {', '.join(known)}")
     sys.path.insert(0, str(ROOT))

@@ -6,6 +6,7 @@ Here: one request, one answer, and what a refusal means to a person. The load of
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -53,13 +54,39 @@ def request(
         answer = _answer(error)
         if is_error_an_answer:
             return answer
-        raise ServiceError(_reason(answer), where=f"{url} answers {answer.status}", remedy=_remedy(answer)) from None
+        return _checked(answer, url)
     except (OSError, ValueError) as error:
         raise ServiceError(
             f"{service} does not answer ({getattr(error, 'reason', error)})",
             where=base,
             remedy="start it with `tidemark up`, or see `tidemark status`",
         ) from None
+
+
+def request_at(
+    base: str,
+    path: str,
+    params: Mapping[str, Any] | None = None,
+    body: Any = None,
+    *,
+    timeout_s: float = 60.0,
+) -> Answer:
+    """`request` with a `min_position`: the service waits a few seconds by itself; here it is asked again after a 409.
+
+    Raises:
+        ServiceError: as `request`; the position was not reached in this time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = request(base, path, params, body, is_error_an_answer=True)
+        if answer.status != 409 or time.monotonic() > deadline:
+            return _checked(answer, f"{base}{path}")
+
+
+def _checked(answer: Answer, url: str) -> Answer:
+    if answer.status >= 400:
+        raise ServiceError(_reason(answer), where=f"{url} answers {answer.status}", remedy=_remedy(answer))
+    return answer
 
 
 def quote(part: str) -> str:

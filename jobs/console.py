@@ -122,11 +122,13 @@ def _diverted(log: Path | None) -> Iterator[TextIO]:
 
 def show_error(error: BaseException, as_json: bool) -> None:
     """The text of an error on standard error; with `--json`, as JSON on standard output."""
-    if as_json:
-        is_ours = isinstance(error, TidemarkError)
-        emit_json(error.as_json() if is_ours else {"error": type(error).__name__, "what": first_line(error)})
+    said = str(error) if isinstance(error, TidemarkError) else first_line(error)
+    if not as_json:
+        print(f"error: {said}", file=sys.stderr)
+    elif isinstance(error, TidemarkError):
+        emit_json(error.as_json())
     else:
-        print(f"error: {error}" if isinstance(error, TidemarkError) else f"error: {first_line(error)}", file=sys.stderr)
+        emit_json({"error": type(error).__name__, "what": said, "where": None, "remedy": None})
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ files and the events as served, and shares no code with `pipelines.recommend`. W
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -17,12 +18,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import client, console, processes
 from pipelines import preflight
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
+
+if TYPE_CHECKING:
+    from pipelines.indexing.delta import Marker
 
 USERS = ("1", "7", "8", "13", "18")
 K = 10
@@ -43,16 +47,16 @@ class Check(NamedTuple):
     found: str
 
 
-def run(settings: Settings, once: bool) -> int:
+def run(settings: Settings, once: bool, fraction: float = 1.0) -> int:
     """The whole demo; the exit code."""
     with _stops_on_sigterm(), contextlib.ExitStack() as started:
         try:
             preflight.check(settings, needed_bytes=NEEDED_BYTES)
             _require_ports(settings)
-            prepare(settings)
+            prepare(settings, fraction)
             names = processes.up(processes.supervisor(settings), processes.local(settings), _say)
             started.callback(_stop, settings, names)
-            checks = show(settings)
+            checks = show(settings, fraction)
         except KeyboardInterrupt:
             _say("interrupted: stopping what the demo started")
             return 130
@@ -114,9 +118,15 @@ def _await_interrupt(settings: Settings, names: list[str]) -> None:
             time.sleep(2)
             for process in known:
                 record = processes.Record.read(keeper.pid_file(process.name))
-                if process.name in names and process.name not in missed and (record is None or not processes.is_alive(record)):
+                if (
+                    process.name in names
+                    and process.name not in missed
+                    and (record is None or not processes.is_alive(record))
+                ):
                     missed.add(process.name)
-                    _say(f"{process.name} ended; its log is {keeper.log_file(process.name)}; `tidemark up` starts it again")
+                    _say(
+                        f"{process.name} ended; see {keeper.log_file(process.name)}; `tidemark up` starts it again"
+                    )
 
 
 def _print_addresses(settings: Settings) -> None:
@@ -132,9 +142,9 @@ def _print_addresses(settings: Settings) -> None:
 # ------------------------------------------------------------------------------------------ history to a base
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings, fraction: float) -> None:
     """The load and the build, in a process of their own, unless they are done."""
-    if is_prepared(settings):
+    if is_prepared(settings, fraction):
         _headline("History is loaded and its bases are published: nothing to build")
         return
     _headline("From history to a served base (a few minutes)")
@@ -144,7 +154,7 @@ def prepare(settings: Settings) -> None:
     environment = {**os.environ, **settings.environment, processes.TOKEN: token}
     with log.open("ab") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "jobs.demo"],
+            [sys.executable, "-m", "jobs.demo", str(fraction)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -160,7 +170,11 @@ def prepare(settings: Settings) -> None:
     finally:
         processes.supervisor(settings).sweep(record)
     if child.wait() != 0 or said is not None:
-        raise DemoError(said or "the load or the build ended", where=str(log), remedy="the log says why; then run the demo again")
+        raise DemoError(
+            said or "the load or the build ended",
+            where=str(log),
+            remedy="the log says why; then run the demo again",
+        )
 
 
 def _follow(child: subprocess.Popen[str]) -> str | None:
@@ -178,26 +192,32 @@ def _follow(child: subprocess.Popen[str]) -> str | None:
     return None
 
 
-def is_prepared(settings: Settings) -> bool:
+def is_prepared(settings: Settings, fraction: float) -> bool:
     """Whether every index serves a base that has the real input."""
     from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS
     from pipelines.indexing.versions import Versions
     from pipelines.indices import INDICES, STREAMS
-    from pipelines.ingest import complete_journey
     from pipelines.ingest.load import qualified
 
-    loads = {c.topic: qualified(c, complete_journey.NAME) for c in (PIN_UPDATES, USER_INTERACTIONS)}
+    loads = {c.topic: qualified(c, load_name(fraction)) for c in (PIN_UPDATES, USER_INTERACTIONS)}
     for spec in INDICES.values():
         versions = Versions(settings.paths.indices, spec.name)
         pointer = versions.pointer()
-        manifest = next((m for m in versions.list() if pointer and m.version == pointer.version), None)
+        manifest = next((m for m in versions.manifests() if pointer and m.version == pointer.version), None)
         needed = {loads[topic] for stream in spec.streams for topic in STREAMS[stream].topics}
         if manifest is None or not needed <= manifest.cut.loads:
             return False
     return True
 
 
-def _prepare_here(settings: Settings, say: Callable[[str], None]) -> None:
+def load_name(fraction: float) -> str:
+    """The name of the load, as `complete_journey` gives it."""
+    from pipelines.ingest import complete_journey
+
+    return complete_journey.NAME if fraction == 1 else f"{complete_journey.NAME}-{fraction:g}"
+
+
+def _prepare_here(settings: Settings, fraction: float, say: Callable[[str], None]) -> None:
     """Load and build in this process, with one Spark session for both."""
     from jobs import build as builder
     from pipelines import jars
@@ -209,7 +229,7 @@ def _prepare_here(settings: Settings, say: Callable[[str], None]) -> None:
     say("starting Spark")
     spark = session(settings, "tidemark demo")
     say("loading purchases, products and households into Iceberg tables")
-    loaded = complete_journey.load_all(spark, settings)
+    loaded = complete_journey.load_all(spark, settings, fraction)
     for result in (loaded.interactions, loaded.pins):
         state = "was there already" if result.is_repeat else "loaded"
         say(f"{result.table}: {result.rows:,} rows {state}")
@@ -220,7 +240,10 @@ def _prepare_here(settings: Settings, say: Callable[[str], None]) -> None:
         if step.state == "running":
             say(f"{step.name} …")
         else:
-            say(f"{step.name}: {step.state}" + (f" in {step.seconds:.0f} s" if step.seconds is not None else ""))
+            say(
+                f"{step.name}: {step.state}"
+                + (f" in {step.seconds:.0f} s" if step.seconds is not None else "")
+            )
 
     report = builder.build(settings, report=show)
     if (problem := report.problem()) is not None:
@@ -230,10 +253,10 @@ def _prepare_here(settings: Settings, say: Callable[[str], None]) -> None:
 # ------------------------------------------------------------------------------------------ the answer, and its change
 
 
-def show(settings: Settings) -> list[Check]:
+def show(settings: Settings, fraction: float) -> list[Check]:
     """Asks, sends one purchase, asks again; prints both answers and what must hold."""
     _headline("What became of every row")
-    checks = account(settings)
+    checks = account(settings, fraction)
     base = f"http://{settings.serving.host}:{settings.serving.port}"
     _await_ready(base)
     user, pin = choose(base)
@@ -251,7 +274,9 @@ def show(settings: Settings) -> list[Check]:
         "value_usd_micros": (pin.get("offer") or {}).get("price_usd_micros") or 1_000_000,
     }
     title = pin["catalogue"]["title"]
-    _headline(f"User {user} buys pin {pin['pin_id']}, {title} ({pin['catalogue']['category']}), through Kafka")
+    _headline(
+        f"User {user} buys pin {pin['pin_id']}, {title} ({pin['catalogue']['category']}), through Kafka"
+    )
     sent_at = time.time()
     token, offsets = _send(settings, event)
     after = _recommend(base, user, token)
@@ -275,7 +300,9 @@ def _await_ready(base: str, timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while (answer := client.request(base, "/readyz", is_error_an_answer=True)).status != 200:
         if time.monotonic() > deadline:
-            raise DemoError(f"serving is not ready: {answer.body}", remedy="see `tidemark status` and its log")
+            raise DemoError(
+                f"serving is not ready: {answer.body}", remedy="see `tidemark status` and its log"
+            )
         time.sleep(0.2)
 
 
@@ -285,7 +312,9 @@ def choose(base: str) -> tuple[str, dict[str, Any]]:
     Raises:
         DemoError: there is none.
     """
-    popular = client.request(base, f"/v1/users/{uuid.uuid4().hex}/recommendations", {"k": 100}).body["recommendations"]
+    popular = client.request(base, f"/v1/users/{uuid.uuid4().hex}/recommendations", {"k": 100}).body[
+        "recommendations"
+    ]
     for user in USERS:
         answer = _recommend(base, user)
         if answer.body["basis"]["kind"] != "folded":
@@ -296,23 +325,14 @@ def choose(base: str) -> tuple[str, dict[str, Any]]:
         for pin in popular:
             if pin["pin_id"] not in known and pin["catalogue"]["category"] not in categories:
                 return user, pin
-    raise DemoError("no user has a history in what is served", remedy="run `tidemark build`, then the demo again")
+    raise DemoError(
+        "no user has a history in what is served", remedy="run `tidemark build`, then the demo again"
+    )
 
 
 def _recommend(base: str, user: str, min_position: str | None = None) -> client.Answer:
     path = f"/v1/users/{client.quote(user)}/recommendations"
-    return _patient(lambda: client.request(base, path, {"k": K, "min_position": min_position}))
-
-
-def _patient(ask: Callable[[], client.Answer], attempts: int = 6) -> client.Answer:
-    """A request with `min_position` waits a few seconds by itself, and may be asked again after a 409."""
-    for left in range(attempts, 0, -1):
-        try:
-            return ask()
-        except client.ServiceError as error:
-            if left == 1 or "409" not in str(error.where):
-                raise
-    raise AssertionError
+    return client.request_at(base, path, {"k": K, "min_position": min_position})
 
 
 def all_events(base: str, user: str, min_position: str | None = None) -> list[dict[str, Any]]:
@@ -321,7 +341,7 @@ def all_events(base: str, user: str, min_position: str | None = None) -> list[di
     cursor = None
     while True:
         params = {"limit": 1000, "cursor": cursor, "min_position": min_position}
-        body = client.request(base, f"/v1/users/{client.quote(user)}/events", params).body
+        body = client.request_at(base, f"/v1/users/{client.quote(user)}/events", params).body
         found += body["events"]
         cursor = body["next_cursor"]
         if cursor is None:
@@ -346,7 +366,11 @@ def _print_answer(answer: client.Answer, before: set[str] | None = None) -> None
         title, category = item["catalogue"]["title"], item["catalogue"]["category"]
         rows.append((place, item["pin_id"], f"{item['score']:.4f}", title, category, is_new))
     columns = ("", "pin", "score", "title", "category", "")
-    console.table("", columns if before is not None else columns[:-1], rows if before is not None else [r[:-1] for r in rows])
+    console.table(
+        "",
+        columns if before is not None else columns[:-1],
+        rows if before is not None else [r[:-1] for r in rows],
+    )
 
 
 def find_epoch(settings: Settings, offsets: dict[str, dict[int, int]]) -> str | None:
@@ -362,12 +386,17 @@ def find_epoch(settings: Settings, offsets: dict[str, dict[int, int]]) -> str | 
             begin = marker.start.topics.get(topic, {}).get(partition)
             end = marker.end.topics.get(topic, {}).get(partition)
             if begin is not None and end is not None and begin <= offset < end:
-                times = (marker.broker_time_min_ms, marker.started_at_ms, marker.decoded_at_ms, marker.transformed_at_ms)
-                spans = [later - earlier for earlier, later in zip(times, times[1:]) if None not in (earlier, later)]  # type: ignore[operator]
-                names = ("waited for its trigger", "decoded", "transformed")
-                took = ", ".join(f"{name} {span} ms" for name, span in zip(names, spans))
-                return f"{marker.name}: {marker.records} record(s); {took}"
+                return f"{marker.name}: {marker.records} record(s); {_stages(marker)}"
     return None
+
+
+def _stages(marker: Marker) -> str:
+    """How long each stage of an epoch took, from the broker's time of its first record on."""
+    names = ("waited for its trigger", "decoded", "transformed")
+    times = (marker.broker_time_min_ms, marker.started_at_ms, marker.decoded_at_ms, marker.transformed_at_ms)
+    known = [time_ms for time_ms in times if time_ms is not None]
+    spans = [later - earlier for earlier, later in itertools.pairwise(known)]
+    return ", ".join(f"{name} {span} ms" for name, span in zip(names, spans, strict=False))
 
 
 # ------------------------------------------------------------------------------------------ what must hold
@@ -395,7 +424,11 @@ def compare(
             event["pin_id"] not in first and [e["pin_id"] for e in found] == [event["pin_id"]],
             f"{len(found)} event, {freshness_s:.1f} s after the producer's call",
         ),
-        Check(f"at least {LEAST_CHANGED} others of the first ten changed", len(changed) >= LEAST_CHANGED, f"{len(changed)} are new"),
+        Check(
+            f"at least {LEAST_CHANGED} others of the first ten changed",
+            len(changed) >= LEAST_CHANGED,
+            f"{len(changed)} are new",
+        ),
         _scores(settings, after, events),
         Check("the epoch that did it is known", epoch is not None, (epoch or "none").partition(":")[0]),
     ]
@@ -406,11 +439,17 @@ def _scores(settings: Settings, after: client.Answer, events: list[dict[str, Any
     version = dict(part.split("=") for part in after.headers["tidemark-base-version"].split(", "))["pins"]
     model, exact = solve(settings.paths.indices / "pins" / version, events)
     served = [(item["pin_id"], item["score"]) for item in after.body["recommendations"]]
-    off = [abs(score - exact[pin]) / max(1e-9, abs(exact[pin])) if pin in exact else 1.0 for pin, score in served]
+    off = [
+        abs(score - exact[pin]) / max(1e-9, abs(exact[pin])) if pin in exact else 1.0 for pin, score in served
+    ]
     best = sorted(exact, key=lambda pin: (-exact[pin], pin.encode()))[: len(served)]
     same = len(set(best) & {pin for pin, _ in served})
     holds = len(served) == K and max(off) <= TOLERANCE and after.body["basis"]["model_id"] == model
-    return Check(what, holds, f"greatest difference {max(off):.1e}; {same} of {K} are the exact first {K} of {len(exact):,}")
+    return Check(
+        what,
+        holds,
+        f"greatest difference {max(off):.1e}; {same} of {K} are the exact first {K} of {len(exact):,}",
+    )
 
 
 def solve(base: Path, events: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
@@ -438,7 +477,7 @@ def solve(base: Path, events: list[dict[str, Any]]) -> tuple[str, dict[str, floa
     y = np.array([vector for _, vector in vectors], np.float64)
     times = [datetime.fromisoformat(e["event_time"]).timestamp() * 1000 for e in events[: als["max_events"]]]
     strengths: dict[str, float] = {}
-    for event, at in zip(events, times):
+    for event, at in zip(events, times, strict=False):
         recency = als["floor"] + (1 - als["floor"]) * 2 ** (-(times[0] - at) / als["half_life_ms"])
         weight = als["actions"].get(event["action"], 0.0)
         strengths[event["pin_id"]] = strengths.get(event["pin_id"], 0.0) + weight * recency
@@ -450,14 +489,20 @@ def solve(base: Path, events: list[dict[str, Any]]) -> tuple[str, dict[str, floa
             left += extra * np.outer(vector, vector)
             right += (1 + extra) * (strength > 0) * vector
     scores = y @ np.linalg.solve(left, right)
-    done = {e["pin_id"] for e in events if e["action"] == "purchase" or als["actions"].get(e["action"], 0) < 0}
+    done = {
+        e["pin_id"] for e in events if e["action"] == "purchase" or als["actions"].get(e["action"], 0) < 0
+    }
     known = {key.decode() for (key,) in columns("catalogue")}
-    sold_out = {key.decode() for key, is_available in columns("offer", "payload.is_available") if is_available is False}
+    sold_out = {
+        key.decode()
+        for key, is_available in columns("offer", "payload.is_available")
+        if is_available is False
+    }
     allowed = known - done - sold_out
     return als["model_id"], {pin: float(scores[row]) for pin, row in place.items() if pin in allowed}
 
 
-def account(settings: Settings) -> list[Check]:
+def account(settings: Settings, fraction: float) -> list[Check]:
     """Prints the account, and holds it against the source's own row counts."""
     import pyarrow.parquet as pq
 
@@ -469,12 +514,22 @@ def account(settings: Settings) -> list[Check]:
     print_accounts(accounts)
     checks = []
     for source, name in (("transactions", "raw.user_interactions"), ("products", "raw.pin_updates")):
-        rows = pq.read_metadata(complete_journey.folder() / f"{source}.parquet").num_rows
-        loaded = _rows_of_load(lake.ancestors(settings, name), complete_journey.NAME)
+        loaded = _rows_of_load(lake.ancestors(settings, name), load_name(fraction))
+        whole = pq.read_metadata(complete_journey.folder() / f"{source}.parquet").num_rows
+        rows = whole if fraction == 1 else loaded  # of a share, the source does not tell the count
         of = accounts.get(name)
         refused = sum(of["refused"].values()) if of else 0
-        holds = of is not None and rows == loaded and of["rows"] == of["accepted"] + refused and of["rows"] >= rows
-        found = "no account" if of is None else f"{rows:,} = {loaded:,}; {of['rows']:,} = {of['accepted']:,} + {refused:,}"
+        holds = (
+            of is not None
+            and rows == loaded
+            and of["rows"] == of["accepted"] + refused
+            and of["rows"] >= rows
+        )
+        found = (
+            "no account"
+            if of is None
+            else f"{rows:,} = {loaded:,}; {of['rows']:,} = {of['accepted']:,} + {refused:,}"
+        )
         if of is not None and of["rows"] > rows:
             found += f" (with {of['rows'] - rows:,} live ones)"
         checks.append(Check(f"{source}: rows in the source = in raw; raw = accepted + refused", holds, found))
@@ -501,11 +556,11 @@ def _child() -> int:
         print(json.dumps({key: text}), file=out, flush=True)
 
     try:
-        _prepare_here(settings_module.load(), lambda text: tell("say", text))
+        _prepare_here(settings_module.load(), float(sys.argv[1]), lambda text: tell("say", text))
     except TidemarkError as error:
         tell("error", str(error))
         return 1
-    except Exception as error:  # noqa: BLE001 - its trace goes to the log
+    except Exception as error:  # its trace goes to the log
         tell("error", console.first_line(error))
         raise
     return 0

@@ -30,7 +30,7 @@ Source = tuple[str, str, str]  # index, lineage, stream
 
 
 class MarkerCopy:
-    """Copies each epoch once; epochs of a stream are committed in order, so the greatest copied one says what is new."""
+    """Copies each epoch once: a stream commits its epochs in order, so the greatest copied one says what is new."""
 
     def __init__(self, spark: SparkSession, settings: Settings) -> None:
         self._spark, self._settings = spark, settings
@@ -57,7 +57,7 @@ class MarkerCopy:
         return len(rows)
 
     def _already_copied(self) -> dict[Source, tuple[int, int]]:
-        from pyspark.sql import functions as F  # noqa: N812
+        from pyspark.sql import functions as F
 
         newest = F.max(F.struct("incarnation", "epoch")).alias("newest")
         table = lake.read(self._spark, lake.OPS_EPOCHS.name)
@@ -66,7 +66,9 @@ class MarkerCopy:
             for row in table.groupBy("index", "lineage", "stream").agg(newest).collect()
         }
 
-    def _new(self, spec: IndexSpec, copied: dict[Source, tuple[int, int]]) -> tuple[list[dict[str, Any]], set[str]]:
+    def _new(
+        self, spec: IndexSpec, copied: dict[Source, tuple[int, int]]
+    ) -> tuple[list[dict[str, Any]], set[str]]:
         mark = lineage(spec)
         path = delta.table_path(self._settings.paths.delta, spec.name, mark)
         try:
@@ -77,7 +79,9 @@ class MarkerCopy:
         unread = [file for file in files if f"{spec.name}/{file['path']}" not in self._seen]
         found = [item for file in unread for item in _markers(path / file["path"], file["modification_time"])]
         rows = []
-        for marker, facts, committed_at in sorted(found, key=lambda item: (item[0].incarnation, item[0].epoch)):
+        for marker, facts, committed_at in sorted(
+            found, key=lambda item: (item[0].incarnation, item[0].epoch)
+        ):
             source = (spec.name, mark, marker.stream)
             if (marker.incarnation, marker.epoch) > copied.get(source, (0, -1)):
                 copied[source] = (marker.incarnation, marker.epoch)

@@ -37,7 +37,7 @@ class ProcessError(TidemarkError):
 
 
 class Process(NamedTuple):
-    """How one process is started and recognised as ready. `is_ready` gives None when it is, otherwise what is missing."""
+    """How a process is started and known to be ready. `is_ready` gives None when it is, otherwise what is missing."""
 
     name: str
     command: Callable[[], Sequence[str]]  # called just before it is started, and may prepare what it needs
@@ -108,7 +108,9 @@ def start_time(pid: int) -> str | None:
         if Path("/proc/self/stat").exists():
             return None
     ps = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
-    state, _, began = subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+    state, _, began = (
+        subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+    )
     return began.strip() or None if state and not state.startswith("Z") else None
 
 
@@ -124,7 +126,7 @@ def is_alive(record: Record) -> bool:
 
 
 def members(record: Record) -> list[int]:
-    """The process and all that it started and that is still there, also when it is gone itself: they carry its token."""
+    """The process and all that it started and that is still there, even when it is gone: they carry its token."""
     if record.boot_id != boot_id():
         return []
     if not Path("/proc/self/environ").exists():
@@ -134,7 +136,7 @@ def members(record: Record) -> list[int]:
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _environment(pid: int) -> list[bytes]:
@@ -294,7 +296,10 @@ class Supervisor(NamedTuple):
         if not is_alive(record):
             return Status(process.name, "crashed", None, "`tidemark up` starts it again", log, None, None)
         missing = process.is_ready()
-        state, uptime_s = ("ready" if missing is None else "starting"), round(time.time() - record.started_at, 1)
+        state, uptime_s = (
+            ("ready" if missing is None else "starting"),
+            round(time.time() - record.started_at, 1),
+        )
         return Status(process.name, state, record.pid, missing or "", log, uptime_s, _rss_mb(members(record)))
 
     def last_lines(self, name: str, count: int = 15) -> str:
@@ -369,7 +374,9 @@ def _broker(settings: Settings) -> Process:
     def is_ready() -> str | None:
         from pipelines.ingest import broker
 
-        return None if broker.is_ready(settings) else f"no broker answers at {settings.kafka.bootstrap_servers}"
+        return (
+            None if broker.is_ready(settings) else f"no broker answers at {settings.kafka.bootstrap_servers}"
+        )
 
     def once_ready() -> None:
         from pipelines.contracts import CONTRACTS
@@ -378,7 +385,10 @@ def _broker(settings: Settings) -> Process:
         broker.ensure_topics(settings, [contract.topic for contract in CONTRACTS.values()])
 
     kafka = settings.kafka
-    ports = ("127.0.0.1", kafka.port, "kafka.port"), ("127.0.0.1", kafka.controller_port, "kafka.controller_port")
+    ports = (
+        ("127.0.0.1", kafka.port, "kafka.port"),
+        ("127.0.0.1", kafka.controller_port, "kafka.controller_port"),
+    )
     environment = _environment_of(settings)
     return Process("broker", command, is_ready, ports, 120.0, 30.0, environment, once_ready)
 
@@ -459,7 +469,8 @@ def choose(processes: Sequence[Process], names: Sequence[str]) -> list[Process]:
     for name in names:
         if name not in known:
             raise ProcessError(
-                f"there is no process {name!r}", remedy=f"name one of {', '.join(known)}; `tidemark status` lists all"
+                f"there is no process {name!r}",
+                remedy=f"name one of {', '.join(known)}; `tidemark status` lists all",
             )
     return [process for process in processes if not names or process.name in names]
 
@@ -478,7 +489,7 @@ def up(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text:
         try:
             for process in processes:
                 if keeper.start(process, say):
-                    started.append(process)
+                    started.append(process)  # noqa: PERF401 - what is started so far must be known when the next fails
         except BaseException:
             for process in reversed(started):
                 keeper.stop(process, say)

@@ -57,11 +57,13 @@ class Runner(threading.Thread):
             pause = POLL_S
             try:
                 self._turn()
-            except Exception as error:  # noqa: BLE001 - whatever it is, this stream alone waits and tries again
+            except Exception as error:  # whatever it is, this stream alone waits and tries again
                 self.failures += 1
                 pause = min(2.0 ** (self.failures - 1), LONGEST_PAUSE_S)
                 detail = first_line(error)
-                log.warning("%s failed (%d), again in %.0f s: %s", self.hosted.name, self.failures, pause, detail)
+                log.warning(
+                    "%s failed (%d), again in %.0f s: %s", self.hosted.name, self.failures, pause, detail
+                )
                 log.debug("%s", self.hosted.name, exc_info=error)
                 self.state = {"state": "failing", "detail": detail, "failures": self.failures}
                 self._forget_query()
@@ -158,9 +160,13 @@ def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
 def main() -> int:
     """Runs until SIGTERM or SIGINT; 1 when Spark itself is gone, so that a supervisor starts the process again."""
     from pipelines import settings as settings_module
+    from pipelines.indexing.spec import lineage
+    from pipelines.indices import INDICES
     from pipelines.spark import session
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     logging.getLogger("py4j").setLevel(logging.WARNING)
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -168,6 +174,8 @@ def main() -> int:
     settings = settings_module.load()
     board = Controls(settings.paths.run)
     spark = session(settings, "tidemark streams")
+    for spec in INDICES.values():
+        lineage(spec)  # once, before there are threads: CPython 3.11 cannot build two syntax trees at a time
     runners = [Runner(hosted, board, ending) for hosted in hosted_streams(spark, settings)]
     for runner in runners:
         runner.start()
@@ -186,8 +194,8 @@ def main() -> int:
 def is_spark_alive(spark: SparkSession) -> bool:
     """Whether the JVM answers, and its context was not stopped."""
     try:
-        return not spark.sparkContext._jsc.sc().isStopped()  # noqa: SLF001
-    except Exception:  # noqa: BLE001 - the JVM is another process: it may be gone in any way
+        return not spark.sparkContext._jsc.sc().isStopped()
+    except Exception:  # the JVM is another process: it may be gone in any way
         return False
 
 
@@ -208,7 +216,7 @@ def _copy_markers(spark: SparkSession, settings: Settings, ending: threading.Eve
         try:
             count = copy.run()
             log.debug("%d epochs copied to ops.epochs", count)
-        except Exception as error:  # noqa: BLE001 - the next minute tries again
+        except Exception as error:  # the next minute tries again
             log.warning("epochs were not copied: %s", first_line(error))
 
 

@@ -47,7 +47,13 @@ def event(user: str, event_id: str, pin: str, action: str, time_ms: int, **said:
         "content_hash": 1,
         "is_deleted": said.get("is_deleted", False),
     }
-    payload = {"pin_id": pin, "action": action, "quantity": said.get("quantity"), "value_usd_micros": None, "surface": None}
+    payload = {
+        "pin_id": pin,
+        "action": action,
+        "quantity": said.get("quantity"),
+        "value_usd_micros": None,
+        "surface": None,
+    }
     happened = common | {"family": "interactions", "key": user.encode(), "payload": payload}
     counted = common | {
         "family": "counts",
@@ -60,8 +66,18 @@ def event(user: str, event_id: str, pin: str, action: str, time_ms: int, **said:
 
 def pin(pin_id: str, version: int = 1, is_deleted: bool = False, **said: Any) -> list[Row]:
     """A pin's catalogue and offer."""
-    common = {"identity": [pin_id.encode()], "key": pin_id.encode(), "version": (version,), "is_deleted": is_deleted}
-    catalogue = {"title": f"pin {pin_id}", "category": said.get("category", "fruit"), "department": "food", "brand": None}
+    common = {
+        "identity": [pin_id.encode()],
+        "key": pin_id.encode(),
+        "version": (version,),
+        "is_deleted": is_deleted,
+    }
+    catalogue = {
+        "title": f"pin {pin_id}",
+        "category": said.get("category", "fruit"),
+        "department": "food",
+        "brand": None,
+    }
     rows = [common | {"family": "catalogue", "content_hash": 1, "payload": catalogue}]
     if said.get("offer", True):
         offer = {"price_usd_micros": 1_500_000, "is_available": said.get("is_available", True)}
@@ -92,12 +108,21 @@ def catalogue() -> list[Row]:
         key = pin_id.encode()
         payload = {"vector": VECTORS[number].tolist()}
         rows.append(
-            {"family": "embedding", "identity": [key], "key": key, "version": (1,), "content_hash": 3, "payload": payload}
+            {
+                "family": "embedding",
+                "identity": [key],
+                "key": key,
+                "version": (1,),
+                "content_hash": 3,
+                "payload": payload,
+            }
         )
     return rows + pin(NO_VECTOR, category="milk") + pin("alone", category="nobody else")
 
 
-def publish(settings: Settings, index: str, rows: Iterable[Row], cut: Position, parameters: Mapping[str, Any]) -> str:
+def publish(
+    settings: Settings, index: str, rows: Iterable[Row], cut: Position, parameters: Mapping[str, Any]
+) -> str:
     """Build a base of rows and publish it."""
     spec = indices.INDICES[index]
     versions = Versions(settings.paths.indices, index)
@@ -115,7 +140,11 @@ def build_world(settings: Settings) -> dict[str, str]:
     events = history()
     return {
         "pins": publish(
-            settings, "pins", catalogue(), Position({UPDATES: {0: CUT}}, frozenset()), {"als": PARAMETERS.to_json()}
+            settings,
+            "pins",
+            catalogue(),
+            Position({UPDATES: {0: CUT}}, frozenset()),
+            {"als": PARAMETERS.to_json()},
         ),
         "user_events": publish(settings, "user_events", [happened for happened, _ in events], cut, {}),
         "pin_counts": publish(settings, "pin_counts", [counted for _, counted in events], cut, {}),

@@ -221,18 +221,16 @@ def read_parquet(spark: SparkSession, files: list[Path]) -> DataFrame:
     import pyarrow.parquet as pq
     from pyspark.sql import functions as F
 
-    try:
-        schema = pq.read_schema(files[0])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LoadError(f"not a Parquet file: {error}", where=files[0], remedy="give another file") from error
     parts = []
     for number, file in enumerate(files):
+        try:
+            schema = pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise LoadError(f"not a Parquet file: {error}", where=file, remedy="give another file") from error
         df = spark.read.parquet(str(file))
         kinds = dict(df.dtypes)
         columns = []
         for field in schema:
-            if field.name not in kinds:
-                continue
             column = F.col(f"`{field.name}`")
             if pa.types.is_timestamp(field.type) and kinds[field.name] == "bigint":
                 column = F.timestamp_micros(F.expr(f"`{field.name}` div 1000"))

@@ -92,7 +92,9 @@ def fit(interactions: DataFrame, hyperparameters: Hyperparameters = Hyperparamet
     Raises:
         NothingToLearn: No event has an action that says something.
     """
-    told = interactions.select("user_id", "pin_id", "action", "event_time", _weight(hyperparameters).alias("weight"))
+    told = interactions.select(
+        "user_id", "pin_id", "action", "event_time", _weight(hyperparameters).alias("weight")
+    )
     told = told.where("weight != 0").persist()
     try:
         if told.isEmpty():
@@ -107,7 +109,9 @@ def fit(interactions: DataFrame, hyperparameters: Hyperparameters = Hyperparamet
         metrics |= {"interactions": float(told.count()), "pins": float(table.num_rows)}
     finally:
         told.unpersist()
-    return Model(vectors, table, hyperparameters.fold_in(fold_in.gram_of(matrix(table))), metrics, hyperparameters)
+    return Model(
+        vectors, table, hyperparameters.fold_in(fold_in.gram_of(matrix(table))), metrics, hyperparameters
+    )
 
 
 def matrix(table: pa.Table) -> np.ndarray:
@@ -119,7 +123,9 @@ def matrix(table: pa.Table) -> np.ndarray:
 
 
 def _weight(hyperparameters: Hyperparameters) -> Any:
-    weights = [item for action, weight in hyperparameters.actions.items() for item in (F.lit(action), F.lit(weight))]
+    weights = [
+        item for action, weight in hyperparameters.actions.items() for item in (F.lit(action), F.lit(weight))
+    ]
     return F.coalesce(F.try_element_at(F.create_map(*weights), F.col("action")), F.lit(0.0))
 
 
@@ -143,7 +149,9 @@ def _vectors(told: DataFrame, hyperparameters: Hyperparameters) -> DataFrame:
         ratingCol="strength",
     )
     factors = als.fit(numbered).itemFactors
-    return factors.join(pins, factors["id"] == pins["pin"]).select("pin_id", F.col("features").alias("vector"))
+    return factors.join(pins, factors["id"] == pins["pin"]).select(
+        "pin_id", F.col("features").alias("vector")
+    )
 
 
 def _numbered(told: DataFrame, column: str, number: str) -> DataFrame:
@@ -154,7 +162,11 @@ def _numbered(told: DataFrame, column: str, number: str) -> DataFrame:
 
 def _measured(told: DataFrame, hyperparameters: Hyperparameters) -> dict[str, float]:
     """Fit without the last visit of a sample of users, and see how much of it is foreseen."""
-    newest = told.where(F.col("action") == fold_in.PURCHASE).groupBy("user_id").agg(F.max("event_time").alias("newest"))
+    newest = (
+        told.where(F.col("action") == fold_in.PURCHASE)
+        .groupBy("user_id")
+        .agg(F.max("event_time").alias("newest"))
+    )
     sample = newest.orderBy(F.xxhash64("user_id"), "user_id").limit(hyperparameters.sample_users).persist()
     start = F.unix_millis("newest") - evaluation.VISIT_MS
     held = F.col("newest").isNotNull() & (F.unix_millis("event_time") >= start)
@@ -174,4 +186,6 @@ def _measured(told: DataFrame, hyperparameters: Hyperparameters) -> dict[str, fl
     parameters = hyperparameters.fold_in(fold_in.gram_of(vectors))
     metrics = evaluation.evaluate(tests, catalogue, parameters)
     steady = parameters._replace(floor=1.0, alpha=hyperparameters.alpha)
-    return metrics | {"recall_at_10_without_recency": evaluation.evaluate(tests, catalogue, steady)["recall_at_10"]}
+    return metrics | {
+        "recall_at_10_without_recency": evaluation.evaluate(tests, catalogue, steady)["recall_at_10"]
+    }

@@ -162,7 +162,9 @@ def nearest(
     wanted, left_out = k + MARGIN + min(len(exclude), SPARE), ()
     while True:
         nearby = pins.search(VECTOR, query, wanted, where, left_out)
-        found = [key for key, _ in nearby if key not in exclude][: k + MARGIN if len(nearby) == wanted else None]
+        found = [key for key, _ in nearby if key not in exclude][
+            : k + MARGIN if len(nearby) == wanted else None
+        ]
         exact = pins.vectors(VECTOR, found)[0].astype(np.float64) @ vector
         ordered = fold_in.ranked(found, exact, len(found))
         items = _shown(pins, ordered, k, only_available=only_available)
@@ -171,7 +173,9 @@ def nearest(
         wanted, left_out = max(k + MARGIN, wanted) * 2, exclude  # type: ignore[assignment]
 
 
-def _shown(pins: DocumentsView, ordered: Sequence[tuple[bytes, float]], k: int, *, only_available: bool) -> list[Item]:
+def _shown(
+    pins: DocumentsView, ordered: Sequence[tuple[bytes, float]], k: int, *, only_available: bool
+) -> list[Item]:
     """The first ``k`` that may be shown, with their documents, which are read in portions."""
     items: list[Item] = []
     for start in range(0, len(ordered), k):
@@ -261,5 +265,7 @@ def of_category(
     taken = {item.pin for item in first.items}.union(exclude)
     left = k - len(first.items)
     more = [key for key in pins.match({CATEGORY: category}) if key not in taken][:left] if left else []
-    others = [Item(key, 0.0, found) for key, found in zip(more, pins.get(more, FAMILIES), strict=True) if found]
+    others = [
+        Item(key, 0.0, found) for key, found in zip(more, pins.get(more, FAMILIES), strict=True) if found
+    ]
     return Answer([*first.items, *others], Basis("category", window_days=first.basis.window_days))

@@ -103,7 +103,9 @@ class Catalogue:
         near = np.argpartition(-scores, min(2 * k, len(scores) - 1))[: 2 * k]
         exact = self.vectors[near].astype(np.float64) @ user
         exact[np.isneginf(scores[near])] = -np.inf
-        return [pin for pin, score in fold_in.ranked([self.pins[i] for i in near], exact, k) if score > -np.inf]
+        return [
+            pin for pin, score in fold_in.ranked([self.pins[i] for i in near], exact, k) if score > -np.inf
+        ]
 
 
 def evaluate(

@@ -1,15 +1,15 @@
 """A user's vector, solved at query time from the user's merged events and the vectors of the pins in them.
 
-Belongs here: the weight of an event, the normal equations, the order of a ranking, and the parameters of these, which a
-base pins. Plain numpy and Arrow: no Spark, no index, no HTTP. Does not belong here: how item vectors are learnt (`als`).
+Belongs here: the weight of an event, the normal equations, the order of a ranking, and the parameters of these, which
+a base pins. Plain numpy and Arrow: no Spark, no index, no HTTP. How item vectors are learnt is `als`'.
 
 The model is implicit feedback (Hu, Koren, Volinsky 2008). With the item vectors Y held fixed, a user's vector is
 
     x = (YᵀY + Σ (cᵢ - 1) yᵢ yᵢᵀ + λ I)⁻¹ Σ cᵢ pᵢ yᵢ          cᵢ = 1 + α |sᵢ|     pᵢ = 1 if sᵢ > 0 else 0
 
-where the sum runs over the pins of the user's events and sᵢ adds, over the events with the pin, the action's weight times
-the event's recency. Recency is relative to the user's *newest* event and not to a clock, so that the same events give
-the same answer at any time:
+where the sum runs over the pins of the user's events and sᵢ adds, over the events with the pin, the action's weight
+times the event's recency. Recency is relative to the user's *newest* event and not to a clock, so that the same events
+give the same answer at any time:
 
     recency(event) = floor + (1 - floor) · 2^(-(newest - time) / half-life)
 
@@ -106,7 +106,12 @@ def from_json(value: Mapping[str, Any]) -> Parameters:
             remedy="build the base again",
         ) from error
     numbers = [read.regularization, read.alpha, read.half_life_ms, read.floor]
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not np.isfinite(gram).all() or not np.isfinite(numbers).all():
+    if (
+        gram.ndim != 2
+        or gram.shape[0] != gram.shape[1]
+        or not np.isfinite(gram).all()
+        or not np.isfinite(numbers).all()
+    ):
         raise BadParameters(
             "the parameters of the model are not a square matrix and finite numbers",
             where='parameters["als"]',
@@ -156,14 +161,18 @@ def interests(pins: pa.Array, actions: pa.Array, times_ms: np.ndarray, parameter
     codes, kinds = encoded.indices.to_numpy(), named.indices.to_numpy()
     known = [action.decode() for action in named.dictionary.cast(pa.binary()).to_pylist()]
     weights = np.array([parameters.actions.get(action, 0.0) for action in known])
-    is_settling = np.array([action == PURCHASE or parameters.actions.get(action, 0.0) < 0 for action in known])
+    is_settling = np.array(
+        [action == PURCHASE or parameters.actions.get(action, 0.0) < 0 for action in known]
+    )
 
     counted = min(len(codes), parameters.max_events)
     age_ms = times_ms[0] - times_ms[:counted]
     floor = parameters.floor
     recency = floor + (1.0 - floor) * np.exp2(age_ms * (-1.0 / parameters.half_life_ms))
     used = int(codes[:counted].max()) + 1  # codes are given in order of appearance
-    strengths = np.bincount(codes[:counted], weights[kinds[:counted]] * recency, minlength=used)
+    strengths: Float64s = np.bincount(
+        codes[:counted], weights[kinds[:counted]] * recency, minlength=used
+    ).astype(np.float64)
     settled = np.zeros(len(names), bool)
     settled[codes[is_settling[kinds]]] = True
     return Interests(names[:used], strengths, set(compress(names, settled.tolist())), counted)
@@ -196,7 +205,7 @@ def solve(vectors: np.ndarray, strengths: Float64s, parameters: Parameters) -> F
     left.flat[:: len(left) + 1] += parameters.regularization
     right = ((1.0 + extra) * is_preferred) @ wide
     try:
-        solved = np.linalg.solve(left, right)
+        solved: Float64s = np.linalg.solve(left, right).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         return None
     return solved if np.isfinite(solved).all() else None

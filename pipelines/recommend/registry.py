@@ -110,7 +110,9 @@ def load(settings: Settings, model_id: str) -> tuple[pa.Table, fold_in.Parameter
 @contextmanager
 def _client(settings: Settings) -> Iterator[MlflowClient]:
     import logging
+    import os
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
@@ -164,5 +166,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(model_id: str) -> tuple[str, str]:
     name, _, version = model_id.rpartition("/")
     if not name or not version.isdigit():
-        raise RegistryError(f"{model_id!r} is not the id of a model", remedy="an id is `<registered name>/<version>`")
+        raise RegistryError(
+            f"{model_id!r} is not the id of a model", remedy="an id is `<registered name>/<version>`"
+        )
     return name, version

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_threads, "1")  # before numpy is loaded: a small solve is not worth waking other cores for
+    os.environ.setdefault(
+        _threads, "1"
+    )  # before numpy is loaded: a small solve is not worth waking other cores for
 
 import gc  # noqa: E402
 import logging  # noqa: E402
@@ -18,7 +20,7 @@ from pipelines.errors import TidemarkError  # noqa: E402
 from pipelines.serving.app import create_app  # noqa: E402
 
 SWITCH_INTERVAL_S = 0.0005
-"""While one thread folds an epoch, the one that answers must get its turn (5 ms, the default, is ten times too long)."""
+"""While one thread folds an epoch, the one that answers must get its turn; the default is 5 ms."""
 
 
 def main() -> int:

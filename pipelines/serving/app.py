@@ -36,7 +36,12 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
         replica: Of `pins`, `user_events` and `pin_counts`; whoever made it starts and stops it.
     """
     app = FastAPI(
-        title="Tidemark", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, openapi_url=None
+        title="Tidemark",
+        version="1",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
     )
     app.router.redirect_slashes = False
     app.state.metrics = Metrics(replica)
@@ -45,7 +50,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
     pins.register(app, ground)
     status.register(app, ground)
     pages.register(app)
-    paths = [path for path in app.openapi()["paths"]]
+    paths = list(app.openapi()["paths"])
 
     async def unknown(request: Request, error: Exception) -> Response:
         code = error.status_code if isinstance(error, HTTPException) else 404

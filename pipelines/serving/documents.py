@@ -13,7 +13,12 @@ import pyarrow as pa
 
 from pipelines.recommend.candidates import Answer
 
-CATALOGUE = {"title": "FLUID MILK WHITE ONLY", "category": "FLUID MILK PRODUCTS", "department": "GROCERY", "brand": "Private"}
+CATALOGUE = {
+    "title": "FLUID MILK WHITE ONLY",
+    "category": "FLUID MILK PRODUCTS",
+    "department": "GROCERY",
+    "brand": "Private",
+}
 OFFER = {"price_usd_micros": 1_990_000, "is_available": True}
 EXAMPLE_DOCUMENT = {"pin_id": "1029743", "catalogue": CATALOGUE, "offer": OFFER}
 EXAMPLE_BASIS = {"kind": "folded", "events_used": 412, "model_id": "pin_als/3", "window_days": None}
@@ -64,10 +69,13 @@ def basis(answer: Answer) -> dict[str, Any]:
 
 def events(table: pa.Table) -> list[dict[str, Any]]:
     """Events, in the table's order."""
-    columns = {name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "time_ms")}
+    columns = {
+        name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "time_ms")
+    }
     ids, times = table.column("id").to_pylist(), times_of(table.column("time_ms").to_numpy())
     return [
-        {"event_id": text(event), "event_time": time} | {name: column[row] for name, column in columns.items()}
+        {"event_id": text(event), "event_time": time}
+        | {name: column[row] for name, column in columns.items()}
         for row, (event, time) in enumerate(zip(ids, times, strict=True))
     ]
 

@@ -24,7 +24,7 @@ from pipelines.indexing.position import Position
 MAX_ID_BYTES = 512
 MAX_K = 500
 MAX_BATCH = 500
-MAX_LIMIT = 500
+MAX_LIMIT = 1000
 MAX_BODY_BYTES = 1_048_576
 MAX_TIME_MS = 4_133_980_800_000  # the end of 2100
 _BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -96,7 +96,9 @@ class Query:
             raw_name, _, raw_value = part.partition(b"=")
             name = _text(raw_name, "query", "names of query parameters in percent-encoded UTF-8")
             if name not in known:
-                raise Problem(400, _shown(name), "there is no such query parameter", list(known) or "none here")
+                raise Problem(
+                    400, _shown(name), "there is no such query parameter", list(known) or "none here"
+                )
             if name in self._values:
                 raise Problem(400, name, "the query parameter is there twice", "each query parameter once")
             self._values[name] = _text(raw_value, name, "percent-encoded UTF-8")
@@ -112,7 +114,9 @@ class Query:
         if value is None:
             return None
         if not _NATURAL.fullmatch(value) or not least <= int(value) <= most:
-            raise Problem(400, name, f"{_shown(value)!r} is not allowed", f"a whole number from {least} to {most}")
+            raise Problem(
+                400, name, f"{_shown(value)!r} is not allowed", f"a whole number from {least} to {most}"
+            )
         return int(value)
 
     def text(self, name: str) -> str | None:
@@ -133,7 +137,7 @@ class Query:
         allowed = "a position as the collector or `Tidemark-Position` gave it, unchanged"
         try:
             return positions.from_token(token)
-        except Exception as error:  # noqa: BLE001 - whatever a made-up token provokes, it is a bad token
+        except Exception as error:
             raise Problem(400, "min_position", f"not a position: {_shown(str(error))}", allowed) from None
 
     def cursor(self) -> tuple[int, bytes] | None:
@@ -183,7 +187,9 @@ class Batch(NamedTuple):
 
 def read_batch(body: bytes, content_type: str) -> Batch:
     """The body of `batchGet`: {"pin_ids": ["…", …]}."""
-    allowed = {"pin_ids": f"a list of 1 to {MAX_BATCH} ids, each a text of 1 to {MAX_ID_BYTES} bytes without NUL"}
+    allowed = {
+        "pin_ids": f"a list of 1 to {MAX_BATCH} ids, each a text of 1 to {MAX_ID_BYTES} bytes without NUL"
+    }
     if content_type.split(";")[0].strip().lower() != "application/json":
         shown = _shown(content_type) or "absent"
         raise Problem(415, "Content-Type", f"the content type is {shown}", "application/json")

@@ -35,10 +35,17 @@ class Metrics:
     def __init__(self, replica: Replica) -> None:
         self.registry = CollectorRegistry()
         self._latency = Histogram(
-            "tidemark_request_seconds", "Time to answer a request.", ["route"], buckets=BUCKETS, registry=self.registry
+            "tidemark_request_seconds",
+            "Time to answer a request.",
+            ["route"],
+            buckets=BUCKETS,
+            registry=self.registry,
         )
         self._requests = Counter(
-            "tidemark_requests_total", "Requests by route and status.", ["route", "status"], registry=self.registry
+            "tidemark_requests_total",
+            "Requests by route and status.",
+            ["route", "status"],
+            registry=self.registry,
         )
         self._by_route: dict[tuple[str, int], tuple[Any, Any]] = {}
         self.registry.register(_Indices(replica))
@@ -74,7 +81,9 @@ class _Indices(Collector):
                 if said.get(name) is not None:
                     family.add_metric([index], float(said[name]))
             yield family
-        served = GaugeMetricFamily("tidemark_index_base", "1 for the base that is served.", labels=["index", "version"])
+        served = GaugeMetricFamily(
+            "tidemark_index_base", "1 for the base that is served.", labels=["index", "version"]
+        )
         for index, said in status.items():
             served.add_metric([index, said["base_version"] or "none"], 1.0)
         yield served

@@ -65,7 +65,13 @@ def _number(name: str, description: str, default: int | None, least: int, most: 
 
 K = _number("k", "How many pins.", 10, 1, MAX_K)
 LIMIT = _number("limit", "How many events.", 100, 1, MAX_LIMIT)
-FROM = _number("from_ms", "Count hours from this time on, in ms since 1970; by default all that is known.", None, 0, MAX_TIME_MS)
+FROM = _number(
+    "from_ms",
+    "Count hours from this time on, in ms since 1970; by default all that is known.",
+    None,
+    0,
+    MAX_TIME_MS,
+)
 TO = _number("to_ms", "Count hours that begin before this time, in ms since 1970.", None, 0, MAX_TIME_MS)
 CATEGORY = {
     "name": "category",
@@ -83,7 +89,7 @@ CURSOR = {
 MIN_POSITION = {
     "name": "min_position",
     "in": "query",
-    "description": "Wait until the answer stands on this position, as the collector gave it; 409 if that takes too long.",
+    "description": "Wait until the answer stands on this position, as the collector gave it, or 409.",
     "schema": {"type": "string"},
 }
 
@@ -163,7 +169,16 @@ COUNTS = operation(
     {
         "pin_id": "1029743",
         "totals": {"purchase": 2, "view": 0, "click": 0, "save": 0, "hide": 0},
-        "hours": [{"start_time": "2017-01-01T11:00:00.000Z", "purchase": 2, "view": 0, "click": 0, "save": 0, "hide": 0}],
+        "hours": [
+            {
+                "start_time": "2017-01-01T11:00:00.000Z",
+                "purchase": 2,
+                "view": 0,
+                "click": 0,
+                "save": 0,
+                "hide": 0,
+            }
+        ],
     },
     PIN,
     FROM,
@@ -205,7 +220,12 @@ BATCH_GET = operation(
                     "required": ["pin_ids"],
                     "additionalProperties": False,
                     "properties": {
-                        "pin_ids": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_BATCH}
+                        "pin_ids": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "minItems": 1,
+                            "maxItems": MAX_BATCH,
+                        }
                     },
                 },
                 "example": {"pin_ids": ["1029743", "no-such-pin"]},

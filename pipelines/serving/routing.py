@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     content_type: str = JSON
 
 
-def json_answer(value: Any, headers: Mapping[str, str] = {}, status: int = 200) -> Answer:  # noqa: B006 - never changed
+def json_answer(value: Any, headers: Mapping[str, str] = {}, status: int = 200) -> Answer:
     """An answer of JSON."""
     return Answer(orjson.dumps(value), headers, status)
 
@@ -65,11 +65,19 @@ class Call:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise Problem(400, "body", "the connection was closed before the body was whole", "a whole body")
+                raise Problem(
+                    400, "body", "the connection was closed before the body was whole", "a whole body"
+                )
             part = message.get("body", b"")
             size += len(part)
             if size > MAX_BODY_BYTES:
-                raise Problem(413, "body", "the body is too large", f"at most {MAX_BODY_BYTES} bytes", {"Connection": "close"})
+                raise Problem(
+                    413,
+                    "body",
+                    "the body is too large",
+                    f"at most {MAX_BODY_BYTES} bytes",
+                    {"Connection": "close"},
+                )
             parts.append(part)
             if not message.get("more_body"):
                 return b"".join(parts)
@@ -83,6 +91,7 @@ class RawRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        self.allowed = frozenset(self.methods or ())
         self.parts = [
             (part[1:-1], b"") if part.startswith("{") else ("", part.encode()) for part in path.split("/")[1:]
         ]
@@ -99,7 +108,7 @@ class RawRoute(APIRoute):
         for (name, literal), segment in zip(self.parts, segments, strict=True):
             if not name and segment != literal:
                 return Match.NONE, {}
-        return (Match.FULL if scope["method"] in self.methods else Match.PARTIAL), {"route": self}
+        return (Match.FULL if scope["method"] in self.allowed else Match.PARTIAL), {"route": self}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; whatever is wrong with a request becomes a `Problem`'s answer."""
@@ -115,9 +124,11 @@ class RawRoute(APIRoute):
 
     async def _answered(self, scope: Scope, receive: Receive) -> Answer:
         try:
-            if scope["method"] not in self.methods:
-                allowed = ", ".join(sorted(self.methods))
-                raise Problem(405, "method", f"{scope['method'][:20]} is not allowed here", allowed, {"Allow": allowed})
+            if scope["method"] not in self.allowed:
+                allowed = ", ".join(sorted(self.allowed))
+                raise Problem(
+                    405, "method", f"{scope['method'][:20]} is not allowed here", allowed, {"Allow": allowed}
+                )
             segments = zip(self.parts, scope[_SEGMENTS], strict=True)
             ids = {name: read_id(segment, name) for (name, _), segment in segments if name}
             answer: Answer = await self.endpoint(Call(scope, receive, ids))
@@ -143,7 +154,13 @@ async def write(answer: Answer, send: Send) -> None:
 
 
 def add(
-    app: FastAPI, method: str, path: str, endpoint: Endpoint, operation: Mapping[str, Any], *, is_documented: bool = True
+    app: FastAPI,
+    method: str,
+    path: str,
+    endpoint: Endpoint,
+    operation: Mapping[str, Any],
+    *,
+    is_documented: bool = True,
 ) -> None:
     """Register an endpoint; `operation` is its part of the OpenAPI document."""
 

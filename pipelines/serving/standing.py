@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -51,9 +51,8 @@ class Ground:
         views = [follower.view for follower in followers]
         stale = tuple(follower.is_stale for follower in followers)
         held = self._standings.get(indices)
-        if held is not None and held[0] == stale:
-            if all(mine is theirs for mine, theirs in zip(held[1].views.values(), views, strict=True)):
-                return held[1]
+        if held is not None and held[0] == stale and _are_same(held[1].views.values(), views):
+            return held[1]
         given = dict(zip(indices, views, strict=True))
         reached = [view.position.restricted_to(f.topics) for view, f in zip(views, followers, strict=True)]
         headers = {
@@ -96,7 +95,10 @@ class Ground:
             try:
                 read = candidates.parameters_of(pins)
             except TidemarkError:
-                log.exception("the base %s pins parameters that cannot be used: popular pins are served", pins.base.version)
+                log.exception(
+                    "the base %s pins parameters that cannot be used: popular pins are served",
+                    pins.base.version,
+                )
                 read = None
             self._parameters = (pins.base, read)
         return self._parameters[1]
@@ -108,13 +110,19 @@ class Ground:
         return self._popularity
 
 
+def _are_same(held: Iterable[Any], views: Iterable[Any]) -> bool:
+    return all(mine is theirs for mine, theirs in zip(held, views, strict=True))
+
+
 def common(reached: list[Position]) -> Position:
-    """What an answer from several indices stands on: of a topic that several read the lesser offset, all else merged."""
+    """What an answer from several indices stands on: of a topic that several read the lesser offset."""
     topics: dict[str, dict[int, int]] = {}
     for position in reached:
         for topic, offsets in position.topics.items():
             held = topics.get(topic)
-            topics[topic] = dict(offsets) if held is None else {p: min(o, offsets.get(p, 0)) for p, o in held.items()}
+            topics[topic] = (
+                dict(offsets) if held is None else {p: min(o, offsets.get(p, 0)) for p, o in held.items()}
+            )
     return Position(topics, frozenset().union(*(position.loads for position in reached)))
 
 

@@ -131,9 +131,8 @@ def test_a_tagged_snapshot_outlives_expiry(own_spark: SparkSession, settings: Se
     first = list(lake.ancestors(settings, THINGS.name))[-1]
     lake.tag(own_spark, THINGS.name, first.id, "base-1")
     lake.tag(own_spark, THINGS.name, first.id, "base-1")
-    own_spark.sql(
-        f"CALL lake.system.expire_snapshots(table => '{THINGS.name}', older_than => TIMESTAMP '2100-01-01', retain_last => 1)"
-    )
+    expire = f"table => '{THINGS.name}', older_than => TIMESTAMP '2100-01-01', retain_last => 1"
+    own_spark.sql(f"CALL lake.system.expire_snapshots({expire})")
     assert lake.read(own_spark, THINGS.name, first.id).count() == 1
 
 

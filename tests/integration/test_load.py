@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -190,7 +189,7 @@ def test_what_cannot_be_loaded(own_spark: SparkSession, settings: Settings, tmp_
 
 
 @pytest.fixture
-def small_journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def small_journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the package's, with few rows."""
     folder = tmp_path / "journey"
     folder.mkdir()
@@ -222,7 +221,7 @@ def small_journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         household_id=[900],
     )
     monkeypatch.setattr(complete_journey, "folder", lambda: folder)
-    yield folder
+    return folder
 
 
 def test_what_the_real_input_means(own_spark: SparkSession, settings: Settings, small_journey: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from deltalake import DeltaTable
 from hypothesis import HealthCheck, settings
 
 from pipelines.indexing import build, delta
@@ -27,6 +28,7 @@ from tests.oracle import Statement
 from tests.properties.strategies import (
     Again,
     Build,
+    Compact,
     Epoch,
     History,
     Incarnation,
@@ -69,7 +71,6 @@ class Batch(NamedTuple):
     start: dict[int, int]
     end: dict[int, int]
     statements: tuple[Statement, ...]
-    broker_times_ms: tuple[int, ...]
 
 
 class Candidate(NamedTuple):
@@ -119,7 +120,6 @@ class Ledger:
             start,
             end,
             tuple(said(records)),
-            tuple(record.broker_time_ms for record in records),
         )
 
     def commit(self, batch: Batch) -> None:
@@ -272,13 +272,25 @@ class Home:
         self.versions = Versions(self.indices, spec.name)
         self.writer = delta.DeltaWriter(spec, delta.table_path(self.deltas, spec.name, lineage(spec)))
         self._names: dict[int, str] = {}
+        self._is_compacted_next = False
         self.restart()
 
     def commit(self, batch: Batch) -> bool:
         """The stream's writer commits a batch; returns whether it was new."""
         start, end = offsets_read(batch)
         marker = delta.Marker(batch.stream, batch.incarnation, batch.epoch, start, end, len(batch.statements))
-        return self.writer.commit(marker, fact.table(self.spec, rows_of(batch.statements)))
+        is_new = self.writer.commit(marker, fact.table(self.spec, rows_of(batch.statements)))
+        if self._is_compacted_next:
+            self.compact()
+        return is_new
+
+    def compact(self, is_late: bool = False) -> None:
+        """Maintenance rewrites the delta, now or after the next commit."""
+        self._is_compacted_next = is_late
+        if not is_late:
+            table = DeltaTable(str(self.writer.path))
+            table.optimize.compact()
+            table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
 
     def build(self, candidate: Candidate) -> None:
         """A base is built and stands on disk."""
@@ -420,6 +432,8 @@ def take(step: Any, home: Home, ledger: Ledger) -> None:
                 home.prepare()
                 home.follow()
                 ledger.is_without_delta = False
+        case Compact(is_late):
+            home.compact(is_late)
         case Restart():
             home.restart()
             if ledger.pending:

@@ -99,7 +99,14 @@ class Restart(NamedTuple):
     """Serving starts anew: it maps the base, takes the delta table's snapshot and follows its log from there."""
 
 
-Step = Epoch | Again | Incarnation | Build | Publish | Rollback | Resume | Restart
+class Compact(NamedTuple):
+    """Maintenance rewrites the delta's files into one and deletes the old ones."""
+
+    is_late: bool
+    """Whether it happens right after the next commit, before that was read."""
+
+
+Step = Epoch | Again | Incarnation | Build | Publish | Rollback | Resume | Restart | Compact
 
 
 class History(NamedTuple):
@@ -153,9 +160,25 @@ def is_equal_rank(a: Statement, b: Statement) -> bool:
     return (a.version, a.is_deleted, a.content_hash) == (b.version, b.is_deleted, b.content_hash)
 
 
+class Crowd(NamedTuple):
+    """How few things a case is about; the fewer, the more often it says something else of the same one."""
+
+    keys: tuple[bytes, ...]
+    ids: tuple[bytes, ...]
+    places: int
+    """how many integers a version has"""
+
+
+def crowd(choices: Choices) -> Crowd:
+    """One to four keys, two to six ids."""
+    return Crowd(
+        KEYS[: choices.of((1, 2, 2, 3, 4))], IDS[: choices.of((2, 3, 3, 4, 6))], choices.of((1, 1, 2, 3, 4))
+    )
+
+
 def version_of(choices: Choices, places: int) -> tuple[int, ...]:
     """One to four small integers; now and then a place at the limit."""
-    version = [1 + choices.below(4)]
+    version = [1 + choices.below(3)]
     version += [choices.below(3) for _ in range(places - 1)]
     if choices.is_hit(40):
         version[choices.below(places)] = 2**61 - 1
@@ -167,10 +190,10 @@ def minute(choices: Choices) -> int:
     return START_MS + choices.below(8) * MINUTE_MS + choices.of((0, 0, 0, 1, 59_999))
 
 
-def about_documents(choices: Choices, families: Sequence[str], places: int) -> tuple[Statement, ...]:
+def about_documents(choices: Choices, families: Sequence[str], among: Crowd) -> tuple[Statement, ...]:
     """A record that sets one or more whole families of a document, or deletes it in all of them."""
-    key = choices.of(KEYS[: 2 + choices.below(4)])
-    version = version_of(choices, places)
+    key = choices.of(among.keys)
+    version = version_of(choices, among.places)
     if choices.is_hit(4):
         tombstone = content_hash(choices.below(6)) if choices.is_hit(3) else 0
         return tuple(Statement(family, key, b"", version, True, tombstone) for family in families)
@@ -184,12 +207,12 @@ def about_documents(choices: Choices, families: Sequence[str], places: int) -> t
     return tuple(made)
 
 
-def about_events(choices: Choices, families: Sequence[str], places: int) -> tuple[Statement, ...]:
+def about_events(choices: Choices, families: Sequence[str], among: Crowd) -> tuple[Statement, ...]:
     """A record about one event of a timeline: what happened, an edit of it, or its deletion."""
     family = choices.of(families)
-    key = choices.of(KEYS[: 1 + choices.below(3)])
-    event_id = choices.of(IDS)
-    version = version_of(choices, places)
+    key = choices.of(among.keys)
+    event_id = choices.of(among.ids)
+    version = version_of(choices, among.places)
     if choices.is_hit(5):
         tombstone = content_hash(choices.below(6)) if choices.is_hit(3) else 0
         return (Statement(family, key, event_id, version, True, tombstone),)
@@ -199,17 +222,19 @@ def about_events(choices: Choices, families: Sequence[str], places: int) -> tupl
     return (Statement(family, key, event_id, version, False, content_hash(variant), time_ms, (), payload),)
 
 
-def about_sums(choices: Choices, families: Sequence[str], places: int) -> tuple[Statement, ...]:
+def about_sums(choices: Choices, families: Sequence[str], among: Crowd) -> tuple[Statement, ...]:
     """A record about one event that counts; an edit may move it to another key, another bucket, other amounts."""
     family = choices.of(families)
-    event = choices.of(IDS)
-    version = version_of(choices, places)
+    event = choices.of(among.ids)
+    version = version_of(choices, among.places)
     if choices.is_hit(5):
         tombstone = content_hash(choices.below(6)) if choices.is_hit(3) else 0
-        key = choices.of(KEYS[:3])  # a deletion may name another key than the one that the event counts for
-        return (Statement(family, key, b"", version, True, tombstone, 0, (0, 0), None, event),)
+        key = choices.of(among.keys)  # a deletion may name another key than the one that the event counts for
+        amounts = choices.of(((0, 0), (), (2, 1)))  # whatever it carries, a deletion adds nothing
+        time_ms = choices.of((0, START_MS))
+        return (Statement(family, key, b"", version, True, tombstone, time_ms, amounts, None, event),)
     variant = choices.below(6)
-    key = KEYS[(variant + event[0]) % 3]
+    key = among.keys[(variant + event[0]) % len(among.keys)]
     time_ms = START_MS + (variant * 5 + event[0]) % 7 * MINUTE_MS + (0, 0, 0, 1, 59_999, 0)[variant]
     amounts = ((1, 0), (0, 0), (2, 5), (2**40, 1), (0, 1_000_003), (1, 1))[variant]
     return (
@@ -242,10 +267,10 @@ def histories(
     partitions = {stream: 1 + choices.below(2) for stream in streams}
     logs: dict[str, list[list[Record]]] = {stream: [[] for _ in range(n)] for stream, n in partitions.items()}
     loads: dict[str, list[Record]] = {name: [] for name in ("load-1", "load-2")[: choices.below(3)]}
-    places = 1 + choices.below(4)
+    among = crowd(choices)
     said: list[tuple[str, Record]] = []
     for _ in range(length):
-        stream, record = _record(drawn, said, about, feeds, streams, places)
+        stream, record = _record(drawn, said, about, feeds, streams, among)
         said.append((stream, record))
         if loads and drawn.is_hit(5):
             loads[drawn.of(sorted(loads))].append(record)
@@ -274,15 +299,16 @@ def _record(
     about: str,
     feeds: Sequence[Feed],
     streams: Sequence[str],
-    places: int,
+    among: Crowd,
 ) -> tuple[str, Record]:
     """A new record, or one that was said before and is delivered again."""
     if said and choices.is_hit(6):
         return said[choices.below(len(said))]
     stream = choices.of(streams)
     families = [feed.family for feed in feeds if feed.stream == stream]
-    mixed = places if not choices.is_hit(4) else 1 + choices.below(places)
-    statements = ABOUT[about](choices, families, mixed)
+    if choices.is_hit(4):  # versions of fewer places beside them
+        among = among._replace(places=1 + choices.below(among.places))
+    statements = ABOUT[about](choices, families, among)
     return stream, Record(statements, minute(choices))
 
 
@@ -358,6 +384,8 @@ def _steps(
             steps.append(Restart())
         elif kind < 19:
             steps.append(Again(choices.of(sorted(logs)), choices.below(2)))
+        elif choices.is_hit(2):
+            steps.append(Compact(choices.is_hit(2)))
         else:
             steps.append(Incarnation(choices.of(sorted(logs)), choices.below(3)))
     return tuple(steps)

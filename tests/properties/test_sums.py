@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 
 from pipelines.indexing import build, sums
+from pipelines.indexing import facts as fact
+from pipelines.indexing.build import SumOverflow
+from pipelines.indexing.position import Position
 from tests import oracle
 from tests.oracle import Statement
 from tests.properties import specs
-from tests.properties.harness import CASES, Home, Ledger, drive
+from tests.properties.harness import CASES, Batch, Candidate, Home, Ledger, drive, rows_of
 from tests.properties.strategies import KEYS, MINUTE_MS, START_MS, History, histories
 
 AGES_MS = (None, 3 * MINUTE_MS, 0, 5 * MINUTE_MS + 1)
@@ -53,4 +58,64 @@ def test_every_answer_equals_the_oracle(history: History) -> None:
     run(history)
 
 
-HALF = 2**62
+HALF = 2**62  # two of these do not fit into 64 bits
+
+
+def statement(event: str, *, minute: int = 0, key: bytes = KEYS[0], version: int = 1, amount: int = HALF) -> Statement:
+    """One event that counts very much."""
+    time_ms = START_MS + minute * MINUTE_MS
+    return Statement("views", key, b"", (version,), False, 0, time_ms, (amount, 0), None, event.encode())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(specs.sums(None), tmp_path, ())
+
+
+def commit(home: Home, epoch: int, *statements: Statement) -> None:
+    """One epoch, folded."""
+    assert home.commit(Batch("clicks", 0, epoch, {0: epoch}, {0: epoch + 1}, statements))
+    home.follow()
+
+
+def test_a_sum_that_overflows_in_the_delta_is_an_error_of_that_key_alone(home: Home) -> None:
+    commit(home, 0, statement("a"), statement("b"), statement("c", key=KEYS[1], amount=7))
+    with pytest.raises(SumOverflow):
+        home.view().sums(KEYS[0])
+    assert home.view().sums(KEYS[1]) == {START_MS: (7, 0)}
+
+
+def test_an_overflow_ends_when_what_caused_it_is_taken_back(home: Home) -> None:
+    commit(home, 0, statement("a"), statement("b"))
+    commit(home, 1, statement("b", version=2, amount=1))
+    assert home.view().sums(KEYS[0]) == {START_MS: (HALF + 1, 0)}
+
+
+def test_a_sum_that_overflows_at_build_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    facts = fact.table(specs.sums(None), rows_of([statement("a"), statement("b")]))
+    with pytest.raises(SumOverflow):
+        build.build_local(specs.sums(None), facts, tmp_path / "v", build.Meta("v", Position()))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_in_base", [False, True])
+@pytest.mark.parametrize(
+    ("weights", "statements"),
+    [
+        ((4, 0), [statement("a")]),
+        ((1, 0), [statement("a"), statement("b", minute=1)]),
+    ],
+)
+def test_a_weighted_total_that_overflows_is_an_error(
+    home: Home, weights: tuple[int, int], statements: list[Statement], is_in_base: bool
+) -> None:
+    if is_in_base:
+        candidate = Candidate(0, {"clicks": {0: 1}}, (), tuple(statements), tuple(statements), None, 1, 0)
+        home.build(candidate)
+        home.publish(candidate)
+        home.prepare()
+        home.follow()
+    else:
+        commit(home, 0, *statements)
+    with pytest.raises(SumOverflow):
+        home.view().top(weights, 3)

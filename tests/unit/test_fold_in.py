@@ -42,7 +42,9 @@ def folded(
 
 
 events_of_users = st.lists(
-    st.tuples(st.integers(0, 39), st.sampled_from(ACTIONS), st.integers(0, 4 * 10**12)), min_size=1, max_size=60
+    st.tuples(st.integers(0, 39), st.sampled_from(ACTIONS), st.integers(0, 4 * 10**12)),
+    min_size=1,
+    max_size=60,
 ).map(lambda events: sorted(events, key=lambda event: -event[2]))
 
 
@@ -105,7 +107,10 @@ def test_users_without_a_vector() -> None:
     p = parameters(vectors)
     assert folded(vectors, [(0, "hide", 5)], p)[1] is None
     assert fold_in.solve(np.empty((0, 2), np.float32), np.empty(0), p) is None
-    assert fold_in.interests(pa.array([], pa.string()), pa.array([], pa.string()), np.empty(0, np.int64), p).pins == []
+    assert (
+        fold_in.interests(pa.array([], pa.string()), pa.array([], pa.string()), np.empty(0, np.int64), p).pins
+        == []
+    )
 
 
 def test_chunks_and_dictionaries_are_read_alike() -> None:
@@ -133,7 +138,14 @@ def test_parameters_survive_a_manifest() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [{"gram": None}, {"gram": [[1.0, 2.0]]}, {"gram": [[float("nan")]]}, {"lambda": 0}, {"half_life_ms": "soon"}, {"actions": 1}],
+    [
+        {"gram": None},
+        {"gram": [[1.0, 2.0]]},
+        {"gram": [[float("nan")]]},
+        {"lambda": 0},
+        {"half_life_ms": "soon"},
+        {"actions": 1},
+    ],
 )
 def test_broken_parameters_are_refused(broken: dict[str, object]) -> None:
     good = parameters(np.eye(2, dtype=np.float32)).to_json()

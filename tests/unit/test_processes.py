@@ -19,15 +19,19 @@ from jobs.processes import Process, ProcessError, Record, Supervisor
 from pipelines.errors import TidemarkError
 
 SLEEP = "import time; time.sleep(60)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-PARENT = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], process_group=0); time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); {SLEEP}"
+PARENT = (
+    f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], process_group=0); {SLEEP}"
+)
 
 
 def ready() -> str | None:
     return None
 
 
-def script(text: str, name: str = "worker", is_ready: Callable[[], str | None] = ready, port: int | None = None) -> Process:
+def script(
+    text: str, name: str = "worker", is_ready: Callable[[], str | None] = ready, port: int | None = None
+) -> Process:
     ports = (("127.0.0.1", port, "serving.port"),) if port else ()
     command = (sys.executable, "-c", text)
     return Process(name, lambda: command, is_ready, ports=ports, ready_timeout_s=10, stop_timeout_s=1)
@@ -131,7 +135,10 @@ def test_a_process_that_ends_at_once_is_reported_with_its_last_words(keeper: Sup
 
 
 def test_when_one_fails_those_started_before_it_are_stopped(keeper: Supervisor) -> None:
-    first, second = script(SLEEP, "first"), script("raise SystemExit(3)", "second", is_ready=lambda: "not yet")
+    first, second = (
+        script(SLEEP, "first"),
+        script("raise SystemExit(3)", "second", is_ready=lambda: "not yet"),
+    )
     with pytest.raises(ProcessError, match="second ended"):
         processes.up(keeper, [first, second])
     assert keeper.status(first).state == "stopped"
@@ -162,14 +169,18 @@ def test_the_pid_file_is_whole_or_not_there(keeper: Supervisor) -> None:
     assert [path.name for path in keeper.run.iterdir() if path.suffix == ".tmp"] == []
 
 
-def test_controls_remember_what_was_asked_and_notice_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controls_remember_what_was_asked_and_notice_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     board = controls.Controls(tmp_path)
     assert board.should_run("archive")
     board.ask("archive", controls.STOPPED)
     board.ask("user_events", controls.RUNNING)
     assert not board.should_run("archive")
     assert board.what_is_missing() == "the streaming process has not reported yet"
-    board.report({"archive": {"state": "stopped"}, "user_events": {"state": "failing", "detail": "no broker"}})
+    board.report(
+        {"archive": {"state": "stopped"}, "user_events": {"state": "failing", "detail": "no broker"}}
+    )
     assert board.what_is_missing() == "user_events is failing (no broker)"
     board.report({"archive": {"state": "stopped"}, "user_events": {"state": "running"}})
     assert board.what_is_missing() is None

@@ -33,7 +33,9 @@ class Client:
     def __init__(self, app: Any) -> None:
         self.app = app
 
-    def call(self, method: str, path: str | bytes, body: bytes = b"", headers: dict[str, str] | None = None) -> Reply:
+    def call(
+        self, method: str, path: str | bytes, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Reply:
         return _LOOP.run(self.acall(method, path, body, headers))
 
     async def acall(
@@ -176,13 +178,17 @@ def test_one_live_event_changes_the_answer(client: Client, replica: Any) -> None
 def test_recommendations_in_a_category(client: Client) -> None:
     said = client.get("/v1/users/u0/recommendations?k=50&category=bread").json
     assert {item["catalogue"]["category"] for item in said["recommendations"]} == {"bread"}
-    wanted = [p for p, _ in expected("u0", bought("u0"), independent("u0"), 500) if world.PINS.index(p) % 3 == 1]
+    wanted = [
+        p for p, _ in expected("u0", bought("u0"), independent("u0"), 500) if world.PINS.index(p) % 3 == 1
+    ]
     assert [item["pin_id"] for item in said["recommendations"]] == wanted
     assert client.get("/v1/users/u0/recommendations?category=none").json["recommendations"] == []
 
 
 def test_deleted_changed_and_hidden_pins(client: Client, replica: Any) -> None:
-    first, second, third, *_ = [r["pin_id"] for r in client.get("/v1/users/u2/recommendations").json["recommendations"]]
+    first, second, third, *_ = [
+        r["pin_id"] for r in client.get("/v1/users/u2/recommendations").json["recommendations"]
+    ]
     rows = world.pin(first, 2, is_deleted=True) + world.pin(second, 2, is_available=False)
     replica.followers["pins"].fold(rows)
     happened, _ = world.event("u2", "h", third, "hide", world.NEWEST_MS - 30 * world.DAY_MS)
@@ -203,7 +209,10 @@ def test_a_user_without_a_vector_gets_what_is_popular(client: Client, user: str)
 
 
 def test_the_window_of_popularity_widens(client: Client) -> None:
-    windows = [client.get(f"/v1/users/nobody/recommendations?k={k}").json["basis"]["window_days"] for k in (1, 20, 500)]
+    windows = [
+        client.get(f"/v1/users/nobody/recommendations?k={k}").json["basis"]["window_days"]
+        for k in (1, 20, 500)
+    ]
     assert windows[0] == 1
     assert windows[1] > 7
     assert windows[2] is None
@@ -253,7 +262,8 @@ def test_similar(client: Client, replica: Any) -> None:
     assert said["basis"]["kind"] == "vector"
     milk = client.get(f"/v1/pins/{world.NO_VECTOR}/similar?k=500").json
     assert milk["basis"]["kind"] == "category"
-    assert {item["pin_id"] for item in milk["similar"]} == {p for n, p in enumerate(world.PINS) if n % 3 == 2}
+    others = {pin_id for number, pin_id in enumerate(world.PINS) if number % 3 == 2}
+    assert {item["pin_id"] for item in milk["similar"]} == others
     popular = [item["score"] for item in milk["similar"]]
     assert popular == sorted(popular, reverse=True) and popular[0] > 0 == popular[-1]
     assert client.get("/v1/pins/alone/similar").json["similar"] == []
@@ -309,13 +319,18 @@ def test_headers_name_what_an_answer_stands_on(client: Client, home: Any, replic
     replica.followers["user_events"].is_stale = True
     replica.followers["user_events"].fold([], Position({world.INTERACTIONS: {0: 15}}, frozenset()))
     many = client.get("/v1/users/u0/recommendations").headers
-    assert many["tidemark-base-version"] == ", ".join(f"{name}={version}" for name, version in versions.items())
+    assert many["tidemark-base-version"] == ", ".join(
+        f"{name}={version}" for name, version in versions.items()
+    )
     assert many["tidemark-stale"] == "pins=false, user_events=true, pin_counts=false"
     folded = client.get("/v1/users/u0/events").headers["tidemark-position"]
     from pipelines.indexing.position import from_token
 
     assert from_token(folded).topics == {world.INTERACTIONS: {0: 15}}
-    assert from_token(many["tidemark-position"]).topics == {world.INTERACTIONS: {0: 10}, world.UPDATES: {0: 10}}
+    assert from_token(many["tidemark-position"]).topics == {
+        world.INTERACTIONS: {0: 10},
+        world.UPDATES: {0: 10},
+    }
 
 
 def test_min_position(client: Client, replica: Any) -> None:
@@ -332,7 +347,9 @@ def test_min_position(client: Client, replica: Any) -> None:
         other = await client.acall("GET", "/v1/users/u0/events")  # the event loop is free meanwhile
         assert other.status == 200 and not waiting.done()
         happened, _ = world.event("u0", "late", "2", "view", world.NEWEST_MS)
-        replica.followers["user_events"].fold([happened], Position({world.INTERACTIONS: {0: 12}}, frozenset()))
+        replica.followers["user_events"].fold(
+            [happened], Position({world.INTERACTIONS: {0: 12}}, frozenset())
+        )
         return await waiting, time.monotonic() - began
 
     reply, _ = _LOOP.run(reached())
@@ -399,7 +416,10 @@ def test_pages_and_openapi(client: Client) -> None:
         ("/v1/users/u0/recommendations?category=%FF", "category"),
         ("/v1/users/u0/recommendations?catgory=x", "catgory"),
         ("/v1/users/u0/recommendations?min_position=x", "min_position"),
-        ("/v1/users/u0/recommendations?min_position=eyJ0b3BpY3MiOnsiYSI6eyIwIjoxZTk5OX19LCJsb2FkcyI6W119", "min_position"),
+        (
+            "/v1/users/u0/recommendations?min_position=eyJ0b3BpY3MiOnsiYSI6eyIwIjoxZTk5OX19LCJsb2FkcyI6W119",
+            "min_position",
+        ),
         ("/v1/users/u0/events?limit=-1", "limit"),
         ("/v1/users/u0/events?cursor=abc", "cursor"),
         ("/v1/users/u0/events?cursor=%E2%98%83", "cursor"),
@@ -445,9 +465,16 @@ def test_bad_bodies_are_named(client: Client, body: bytes, status: int, field: s
 
 
 def test_other_content_types_and_methods(client: Client) -> None:
-    reply = client.call("POST", "/v1/pins:batchGet", b"pin_ids=1", {"content-type": "application/x-www-form-urlencoded"})
+    reply = client.call(
+        "POST", "/v1/pins:batchGet", b"pin_ids=1", {"content-type": "application/x-www-form-urlencoded"}
+    )
     assert reply.status == 415
-    for method, where in (("POST", "/v1/pins/1"), ("GET", "/v1/pins:batchGet2/"), ("DELETE", "/"), ("QUERY", "/healthz")):
+    for method, where in (
+        ("POST", "/v1/pins/1"),
+        ("GET", "/v1/pins:batchGet2/"),
+        ("DELETE", "/"),
+        ("QUERY", "/healthz"),
+    ):
         reply = client.call(method, where)
         assert reply.status in (404, 405)
         assert set(reply.json["error"]) == FIELDS
@@ -455,26 +482,69 @@ def test_other_content_types_and_methods(client: Client) -> None:
 
 
 PARTS = st.one_of(
-    st.sampled_from(["v1", "users", "pins", "u0", "1", "events", "recommendations", "similar", "counts", "..", "", "pins:batchGet"]),
+    st.sampled_from(
+        [
+            "v1",
+            "users",
+            "pins",
+            "u0",
+            "1",
+            "events",
+            "recommendations",
+            "similar",
+            "counts",
+            "..",
+            "",
+            "pins:batchGet",
+        ]
+    ),
     st.text(max_size=6).map(lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="")),
     st.binary(max_size=6).map(lambda raw: quote(raw, safe="")),
     st.sampled_from(["%", "%0", "%00", "%ED%A0%80", "%2F", "%25"]),
 )
 SHAPES = st.sampled_from(
-    ["/v1/users/{}/recommendations", "/v1/users/{}/events", "/v1/pins/{}", "/v1/pins/{}/counts", "/v1/pins/{}/similar"]
+    [
+        "/v1/users/{}/recommendations",
+        "/v1/users/{}/events",
+        "/v1/pins/{}",
+        "/v1/pins/{}/counts",
+        "/v1/pins/{}/similar",
+    ]
 )
 PATHS = st.one_of(
     st.lists(PARTS, max_size=6).map(lambda parts: "/" + "/".join(parts)),
     st.tuples(SHAPES, PARTS).map(lambda pair: pair[0].format(pair[1])),
-    st.sampled_from(["/v1/pins:batchGet", "/v1/indices", "/healthz", "/readyz", "/metrics", "/", "/docs", "/openapi.json"]),
+    st.sampled_from(
+        ["/v1/pins:batchGet", "/v1/indices", "/healthz", "/readyz", "/metrics", "/", "/docs", "/openapi.json"]
+    ),
 )
 VALUES = st.one_of(
-    st.sampled_from(["", "0", "1", "10", "500", "501", "-1", "NaN", "1e3", "9" * 30, "bread", "%00", "%FF", "%", "AAAAAAAAAAFh"]),
+    st.sampled_from(
+        [
+            "",
+            "0",
+            "1",
+            "10",
+            "500",
+            "501",
+            "-1",
+            "NaN",
+            "1e3",
+            "9" * 30,
+            "bread",
+            "%00",
+            "%FF",
+            "%",
+            "AAAAAAAAAAFh",
+        ]
+    ),
     st.integers(-(2**70), 2**70).map(str),
     st.text(max_size=8).map(lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="")),
 )
 NAMES = st.sampled_from(["k", "category", "limit", "cursor", "min_position", "from_ms", "to_ms", "x", ""])
-QUERIES = st.lists(st.tuples(NAMES, VALUES), max_size=3).map(lambda pairs: "&".join(f"{n}={v}" for n, v in pairs))
+QUERIES = st.lists(st.tuples(NAMES, VALUES), max_size=3).map(
+    lambda pairs: "&".join(f"{n}={v}" for n, v in pairs)
+)
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -487,7 +557,9 @@ BODIES = st.one_of(
     ANY_JSON.map(lambda value: json.dumps({"pin_ids": value}).encode()),
     st.lists(st.text(max_size=5), max_size=4).map(lambda ids: json.dumps({"pin_ids": ids}).encode()),
 )
-TYPES = st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "☃".encode().decode("latin-1")])
+TYPES = st.sampled_from(
+    ["application/json", "application/json; charset=utf-8", "text/plain", "", "☃".encode().decode("latin-1")]
+)
 
 
 @cases(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -545,7 +617,10 @@ def test_over_a_real_server(home: Any) -> None:
                 assert reply.status_code == 200 and reply.json()["pin_id"] == pin_id
             assert client.get(path("v1", "users", world.ODD_USER, "events")).json()["events"]
             assert client.get(path("v1", "pins", "..")).status_code in (400, 404)
-            assert client.post("/v1/pins:batchGet", json={"pin_ids": ["1"]}).json()["documents"][0]["pin_id"] == "1"
+            assert (
+                client.post("/v1/pins:batchGet", json={"pin_ids": ["1"]}).json()["documents"][0]["pin_id"]
+                == "1"
+            )
             assert client.post("/v1/pins:batchGet", content=b"x" * 2_000_000).status_code in (413, 415)
             assert client.get("/nothing").status_code == 404
     finally:

@@ -33,13 +33,18 @@ def register(app: FastAPI, ground: Ground) -> None:
 
     async def counts(call: Call) -> Answer:
         query = call.query("from_ms", "to_ms", "min_position")
-        from_ms, to_ms = query.optional_natural("from_ms", 0, MAX_TIME_MS), query.optional_natural("to_ms", 0, MAX_TIME_MS)
+        from_ms, to_ms = (
+            query.optional_natural("from_ms", 0, MAX_TIME_MS),
+            query.optional_natural("to_ms", 0, MAX_TIME_MS),
+        )
         standing = await ground.at(query.min_position(), COUNTS)
         view, key = standing.views[COUNTS], call.ids["pin_id"]
         try:
             hours = view.sums(key, view.base.horizon_from_ms if from_ms is None else from_ms, to_ms)
         except TidemarkError as error:  # before the horizon, or too much for 64 bits
-            raise Problem(400, "from_ms", error.what, error.remedy or "a narrower window", standing.headers) from None
+            raise Problem(
+                400, "from_ms", error.what, error.remedy or "a narrower window", standing.headers
+            ) from None
         totals = [sum(column) for column in zip(*hours.values(), strict=True)] or [0] * len(ACTIONS)
         return json_answer(
             {
@@ -47,7 +52,9 @@ def register(app: FastAPI, ground: Ground) -> None:
                 "totals": _by_action(totals),
                 "hours": [
                     {"start_time": time, **_by_action(amounts)}
-                    for time, amounts in zip(documents.times_of(np.array(list(hours), np.int64)), hours.values(), strict=True)
+                    for time, amounts in zip(
+                        documents.times_of(np.array(list(hours), np.int64)), hours.values(), strict=True
+                    )
                 ],
             },
             standing.headers,
@@ -67,7 +74,11 @@ def register(app: FastAPI, ground: Ground) -> None:
             category = category or found["catalogue"]["category"]
             answer = await ground.aside(candidates.of_category, pins, popularity, category, k, {key})
         return json_answer(
-            {"pin_id": documents.text(key), "similar": documents.items(answer), "basis": documents.basis(answer)},
+            {
+                "pin_id": documents.text(key),
+                "similar": documents.items(answer),
+                "basis": documents.basis(answer),
+            },
             standing.headers,
         )
 
@@ -93,4 +104,6 @@ def _by_action(amounts: list[int] | tuple[int, ...]) -> dict[str, int]:
 
 
 def _no_pin(standing: Standing) -> Problem:
-    return Problem(404, "pin_id", "there is no such pin, or it was deleted", "the id of a pin", standing.headers)
+    return Problem(
+        404, "pin_id", "there is no such pin, or it was deleted", "the id of a pin", standing.headers
+    )

@@ -21,7 +21,8 @@ def register(app: FastAPI, ground: Ground) -> None:
     def described() -> list[dict[str, Any]]:
         status = ground.replica.status()
         return [
-            {**said, "versions": ground.replica.followers[index].versions.names()} for index, said in status.items()
+            {**said, "versions": ground.replica.followers[index].versions.names()}
+            for index, said in status.items()
         ]
 
     async def indices(call: Call) -> Answer:

@@ -1,0 +1,253 @@
+"""The archive stream on a real broker and real Spark: every record once, whatever dies in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import SparkSession
+
+from pipelines import failpoints, lake
+from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
+from pipelines.indexing.position import Position, merge_all
+from pipelines.ingest import archive, dead_letters
+from pipelines.ingest import broker as brokers
+from pipelines.ingest.producer import Producer
+from pipelines.settings import Settings
+from pipelines.spark import session
+from tests.conftest import small_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 120
+Values = list[bytes | None]
+
+
+class Crash(Exception):
+    """Stands for the death of the process."""
+
+
+@pytest.fixture
+def own_archive(broker: Settings, spark: SparkSession, tmp_path: Path) -> tuple[SparkSession, Settings]:
+    """A lake of its own, and topics that are made again for each test."""
+    servers = broker.kafka.bootstrap_servers
+    settings = small_settings(
+        tmp_path / "home",
+        KAFKA__IS_EMBEDDED="false",
+        KAFKA__BOOTSTRAP_SERVERS=servers,
+        STREAMS__ARCHIVE_TRIGGER_MS=500,
+    )
+    make_again(settings, [USER_INTERACTIONS.topic, PIN_UPDATES.topic])
+    return session(settings, "tests"), settings
+
+
+def make_again(settings: Settings, names: list[str]) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    brokers.ensure_topics(settings, names)
+    for future in admin.delete_topics(names).values():
+        future.result()
+    while set(names) & set(admin.list_topics(timeout=10).topics):
+        time.sleep(0.1)
+    brokers.ensure_topics(settings, names)
+
+
+def event(number: int, **changes: object) -> bytes:
+    record = {
+        "user_id": f"u{number % 7}",
+        "event_id": str(number),
+        "pin_id": "p",
+        "action": "view",
+        "event_time": 0,
+    }
+    return json.dumps(record | changes).encode()
+
+
+def send(settings: Settings, contract: Contract, values: Values) -> Position:
+    with Producer(settings) as producer:
+        deliveries = producer.send(
+            contract.topic, [(str(n).encode(), value) for n, value in enumerate(values)]
+        )
+    return merge_all(delivery.position for delivery in deliveries)
+
+
+def held(settings: Settings) -> Position:
+    return lake.positions(settings, ["raw.user_interactions", "raw.pin_updates"])
+
+
+def run_until(spark: SparkSession, settings: Settings, position: Position) -> None:
+    """Run the archive until the raw tables hold the position, as its host does: started again where it ends early.
+
+    Spark 4.1.1 ends a query after the first batch that it runs again from its log: the Kafka source reports how far it
+    lags behind offsets that it has not asked for yet. The batch is committed, and the next start goes on.
+    """
+    for _ in range(2):
+        query = archive.start(spark, settings)
+        try:
+            wait(lambda query=query: held(settings).covers(position) or not query.isActive)  # type: ignore[misc]
+            query.processAllAvailable()
+            break
+        except StreamingQueryException as error:
+            assert "scala.Option.get() is null" in str(error)  # noqa: PT017
+        finally:
+            query.stop()
+    else:
+        pytest.fail("the archive ended twice")
+    assert held(settings).covers(position)
+
+
+def wait(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def values_in(spark: SparkSession, name: str) -> list[bytes | None]:
+    rows = lake.read(spark, name).collect()
+    assert len({(row["topic_id"], row["partition"], row["offset"]) for row in rows}) == len(rows)
+    assert all(row["load_id"] is None and row["broker_time"] is not None for row in rows)
+    return sorted((row["value"] and bytes(row["value"]) for row in rows), key=lambda value: value or b"")
+
+
+def in_order(values: Values) -> Values:
+    return sorted(values, key=lambda value: value or b"")
+
+
+def test_every_record_is_archived_and_the_bad_ones_are_dead_letters_too(
+    own_archive: tuple[SparkSession, Settings],
+) -> None:
+    spark, settings = own_archive
+    events: Values = [event(n) for n in range(50)] + [b"{", None, b"", b"\xff\x00", event(50, quantity=0)]
+    pins: Values = [b'{"pin_id": "p", "catalogue": {}}', b"[]"]
+    position = send(settings, USER_INTERACTIONS, events).merge(send(settings, PIN_UPDATES, pins))
+    run_until(spark, settings, position)
+    assert values_in(spark, "raw.user_interactions") == in_order(events)
+    assert values_in(spark, "raw.pin_updates") == in_order(pins)
+    assert held(settings) == position
+    assert dead_letters.counted(settings) == {
+        ("pin-updates", "not_an_object"): 1,
+        ("user-interactions", "broken_json"): 1,
+        ("user-interactions", "broken_utf8"): 1,
+        ("user-interactions", "empty_value"): 2,
+        ("user-interactions", "out_of_range"): 1,
+    }
+    (letter,) = dead_letters.listed(settings, reason="broken_utf8")
+    assert letter.value == b"\xff\x00"
+    assert dead_letters.explain(settings, letter.place).letter == letter
+    newest = lake.current_snapshot(settings, "raw.user_interactions")
+    assert newest is not None
+    assert newest.summary[lake.STREAM] == "archive"
+    assert newest.summary[lake.INCARNATION] == "1"
+    # A restart goes on where it was, in the same incarnation.
+    more: Values = [event(n) for n in range(100, 120)]
+    run_until(spark, settings, send(settings, USER_INTERACTIONS, more))
+    assert values_in(spark, "raw.user_interactions") == in_order(events + more)
+    assert lake.committed_epoch(settings, "raw.user_interactions", archive.STREAM, 1) is not None
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_an_epoch_that_is_run_again_changes_nothing(
+    own_archive: tuple[SparkSession, Settings], monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """Dies after the dead letters, after the first raw table, after the second one."""
+    spark, settings = own_archive
+    events: Values = [event(n) for n in range(30)] + [b"{"] * 3
+    pins: Values = [b'{"pin_id": "p", "catalogue": {}}', b"[]"]
+    position = send(settings, USER_INTERACTIONS, events).merge(send(settings, PIN_UPDATES, pins))
+    passed = []
+
+    def crash(name: str) -> None:
+        passed.append(name)
+        if len(passed) == nth:
+            raise Crash(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(failpoints, "hit", crash)
+        query = archive.start(spark, settings)
+        wait(lambda: not query.isActive)
+        assert "Crash" in str(query.exception())
+    counting = sum(dead_letters.counted(settings).values())
+    assert counting == {1: 0, 2: 3, 3: 4}[nth]
+    run_until(spark, settings, position)
+    check_once(spark, settings, events, pins)
+
+
+def check_once(spark: SparkSession, settings: Settings, events: Values, pins: Values) -> None:
+    assert values_in(spark, "raw.user_interactions") == in_order(events)
+    assert values_in(spark, "raw.pin_updates") == in_order(pins)
+    assert len(values_in(spark, "raw.dead_letters")) == sum(dead_letters.counted(settings).values()) == 4
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_checkpoint_that_is_gone_begins_a_new_incarnation(
+    own_archive: tuple[SparkSession, Settings], monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    spark, settings = own_archive
+    events: Values = [event(n) for n in range(30)] + [b"{"] * 3
+    pins: Values = [b'{"pin_id": "p", "catalogue": {}}', b"[]"]
+    run_until(spark, settings, send(settings, USER_INTERACTIONS, events[:10]))
+    position = send(settings, USER_INTERACTIONS, events[10:]).merge(send(settings, PIN_UPDATES, pins))
+    passed = []
+
+    def crash(name: str) -> None:
+        passed.append(name)
+        if len(passed) == nth:
+            raise Crash(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(failpoints, "hit", crash)
+        query = archive.start(spark, settings)
+        wait(lambda: not query.isActive)
+    shutil.rmtree(settings.paths.checkpoints)
+    run_until(spark, settings, position)
+    check_once(spark, settings, events, pins)
+    last = lake.committed_epoch(settings, "raw.user_interactions", archive.STREAM)
+    assert last is not None
+    assert last[0] == 2 if nth == 1 else last[0] >= 1
+
+
+def test_a_topic_that_is_made_again_is_another_topic(own_archive: tuple[SparkSession, Settings]) -> None:
+    spark, settings = own_archive
+    first: Values = [event(n) for n in range(10)]
+    before = send(settings, USER_INTERACTIONS, first)
+    run_until(spark, settings, before)
+    make_again(settings, [USER_INTERACTIONS.topic])
+    second: Values = [event(n) for n in range(10, 15)]
+    after = send(settings, USER_INTERACTIONS, second)
+    assert not after.topics.keys() & before.topics.keys()
+    run_until(spark, settings, after)
+    assert values_in(spark, "raw.user_interactions") == in_order(first + second)
+    assert held(settings).covers(before.merge(after))
+
+
+CHILD = """
+import sys
+from pipelines import settings, spark
+from pipelines.ingest import archive
+s = settings.load()
+archive.start(spark.session(s, "killed"), s).awaitTermination(100)
+"""
+
+
+def test_kill_9_after_the_commit(own_archive: tuple[SparkSession, Settings]) -> None:
+    spark, settings = own_archive
+    events: Values = [event(n) for n in range(30)] + [b"{"] * 3
+    pins: Values = [b'{"pin_id": "p", "catalogue": {}}', b"[]"]
+    position = send(settings, USER_INTERACTIONS, events).merge(send(settings, PIN_UPDATES, pins))
+    environment = {**os.environ, **settings.environment, "PYTHONPATH": str(ROOT)}
+    environment[failpoints.VARIABLE] = "archive.after_iceberg_commit"
+    child = subprocess.run([sys.executable, "-c", CHILD], env=environment, cwd=ROOT, check=False, timeout=300)
+    assert child.returncode == -signal.SIGKILL
+    assert not held(settings).covers(position)
+    assert held(settings) != Position()
+    run_until(spark, settings, position)
+    check_once(spark, settings, events, pins)

@@ -1,0 +1,325 @@
+"""The whole asset graph in process, from loads to published bases, against plain Python over the same records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs import build as building
+from jobs.build import BuildReport, build
+from pipelines import lake
+from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
+from pipelines.indexing.base import open_base
+from pipelines.indexing.position import Position
+from pipelines.indexing.rows import DocumentsView, TimelineView
+from pipelines.indexing.sums import SumsView
+from pipelines.indexing.versions import Versions
+from pipelines.indexing.view import View, view
+from pipelines.indices import INDICES
+from pipelines.ingest import load
+from pipelines.recommend import registry
+from pipelines.settings import Settings
+from tests.conftest import small_settings
+
+HOUR_MS = 3_600_000
+USERS, PINS = 12, 9
+Record = dict[str, Any]
+
+
+def event(user: int, number: int, *, version: int = 1, action: str | None = None) -> Record:
+    minute = (user * 7 + number * 31) % 60
+    return {
+        "user_id": f"u{user}",
+        "event_id": f"e{number}",
+        "pin_id": f"p{(user + number * number) % (PINS + 2)}",  # two that the catalogue lacks
+        "action": action or ACTIONS[number % 3],
+        "event_time": f"2024-03-{1 + number:02}T{user:02}:{minute:02}:00Z",
+        "version": version,
+        "quantity": 1 + number % 2,
+    }
+
+
+def interactions() -> list[Record | str]:
+    records: list[Record | str] = [event(user, number) for user in range(USERS) for number in range(8)]
+    records += [event(user, 2, version=3, action="save") for user in range(0, USERS, 3)]  # edits
+    records += [event(user, 2, version=2, action="hide") for user in range(0, USERS, 3)]  # older than the edits
+    records += [{"op": "delete", "user_id": f"u{n}", "event_id": "e4", "version": 2} for n in range(0, USERS, 4)]
+    records += [event(user, 5) for user in range(USERS)]  # said before
+    records += [{**event(1, 9), "quantity": 0}, {**event(1, 9), "action": "stare"}, "{", "[]"]
+    return records
+
+
+def pins() -> list[Record | str]:
+    def catalogue(number: int, title: str) -> Record:
+        return {"title": title, "category": f"c{number % 2}", "department": "d", "brand": None}
+
+    def offer(price: int) -> Record:
+        return {"price_usd_micros": price, "is_available": True}
+
+    records: list[Record | str] = [
+        {"pin_id": f"p{n}", "catalogue": catalogue(n, f"pin {n}"), "offer": offer(n * 100)} for n in range(PINS)
+    ]
+    records += [
+        {"pin_id": "p1", "version": 2, "offer": offer(7)},  # the first record's catalogue still stands
+        {"pin_id": "p2", "version": 2, "catalogue": catalogue(2, "again"), "offer": offer(8)},
+        {"pin_id": "p3", "version": 2, "op": "delete"},
+        {"pin_id": "p4", "version": 2, "op": "delete"},
+        {"pin_id": "p4", "version": 3, "catalogue": catalogue(4, "back")},  # its old offer stays dead
+        {"pin_id": "p20", "offer": offer(9)},  # kept, not shown
+        {"pin_id": "p0", "catalogue": catalogue(0, "pin 0")},  # said before
+        {"pin_id": "p5"},
+    ]
+    return records
+
+
+def put(settings: Settings, spark: SparkSession, contract: Contract, records: Sequence[Record | str], name: str) -> None:
+    values = [(n, r if isinstance(r, str) else json.dumps(r)) for n, r in enumerate(records)]
+    load.load(spark, settings, contract, spark.createDataFrame(values, "load_row long, value string"), name)
+
+
+# ------------------------------------------------------------------------------------------------ the oracle
+
+
+def is_valid(record: Record | str) -> bool:
+    if isinstance(record, str):
+        return False
+    if record.get("op") == "delete":
+        return True
+    if "user_id" in record:
+        return record["action"] in ACTIONS and record.get("quantity", 1) >= 1
+    return "catalogue" in record or "offer" in record
+
+
+def standing(records: Sequence[Record | str], identity: tuple[str, ...], family: str | None = None) -> list[Record]:
+    """For each identity the record of the greatest (version, is a tombstone); these histories have no other ties."""
+    best: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        if not is_valid(record):
+            continue
+        assert isinstance(record, dict)
+        if family is not None and family not in record and "op" not in record:
+            continue
+        key = tuple(record[name] for name in identity)
+        if key not in best or rank(record) > rank(best[key]):
+            best[key] = record
+    return [record for record in best.values() if "op" not in record]
+
+
+def rank(record: Record) -> tuple[int, bool]:
+    return record.get("version", 1), "op" in record
+
+
+def millis(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def expected_timelines(events: Sequence[Record | str]) -> dict[str, list[tuple[str, int, str, str]]]:
+    found: dict[str, list[tuple[str, int, str, str]]] = {}
+    for record in standing(events, ("user_id", "event_id")):
+        entry = (record["event_id"], millis(record["event_time"]), record["pin_id"], record["action"])
+        found.setdefault(record["user_id"], []).append(entry)
+    return {user: sorted(entries, key=lambda e: (e[1], e[0]), reverse=True) for user, entries in found.items()}
+
+
+def expected_counts(events: Sequence[Record | str]) -> dict[str, dict[int, tuple[int, ...]]]:
+    found: Counter[tuple[str, int, str]] = Counter()
+    for record in standing(events, ("user_id", "event_id")):
+        hour = millis(record["event_time"]) // HOUR_MS * HOUR_MS
+        found[record["pin_id"], hour, record["action"]] += 1
+    sums: dict[str, dict[int, tuple[int, ...]]] = {}
+    for pin, hour, _ in found:
+        sums.setdefault(pin, {})[hour] = tuple(found[pin, hour, action] for action in ACTIONS)
+    return sums
+
+
+def expected_documents(updates: Sequence[Record | str]) -> dict[str, dict[str, Record]]:
+    found: dict[str, dict[str, Record]] = {}
+    for family in ("catalogue", "offer"):
+        for record in standing(updates, ("pin_id",), family):
+            found.setdefault(record["pin_id"], {})[family] = record[family]
+    return {pin: families for pin, families in found.items() if "catalogue" in families}
+
+
+# ------------------------------------------------------------------------------------------------ one world, built once
+
+
+class World(NamedTuple):
+    settings: Settings
+    spark: SparkSession
+    first: BuildReport
+    events: list[Record | str]
+    updates: list[Record | str]
+
+
+@pytest.fixture(scope="module")
+def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    from pipelines.spark import session
+
+    settings = small_settings(tmp_path_factory.mktemp("build") / "home", BUILD__SHARD_FACTS=50)
+    own = session(settings, "tests")
+    events, updates = interactions(), pins()
+    put(settings, own, USER_INTERACTIONS, events, "history")
+    put(settings, own, PIN_UPDATES, updates, "history")
+    yield World(settings, own, build(settings), events, updates)
+
+
+def served(settings: Settings, index: str) -> View:
+    versions = Versions(settings.paths.indices, index)
+    pointer = versions.pointer()
+    assert pointer is not None
+    return view(open_base(INDICES[index], versions.path(pointer.version)))
+
+
+def pointers(settings: Settings) -> dict[str, str]:
+    found = {name: Versions(settings.paths.indices, name).pointer() for name in INDICES}
+    return {name: pointer.version for name, pointer in found.items() if pointer}
+
+
+def require_passed(report: BuildReport) -> None:
+    if problem := report.problem():
+        raise problem
+    assert report.passed
+
+
+def require_answers(settings: Settings, events: Sequence[Record | str], updates: Sequence[Record | str]) -> None:
+    timelines, counts, documents = (served(settings, name) for name in ("user_events", "pin_counts", "pins"))
+    assert isinstance(timelines, TimelineView)
+    assert isinstance(counts, SumsView)
+    assert isinstance(documents, DocumentsView)
+    for user, expected in expected_timelines(events).items():
+        answer = timelines.timeline(user.encode())
+        assert answer.is_complete
+        columns = [answer.table.column(name).to_pylist() for name in ("id", "time_ms", "pin_id", "action")]
+        assert [(e.decode(), t, p, a) for e, t, p, a in zip(*columns, strict=True)] == expected
+    wanted = expected_counts(events)
+    for number in range(PINS + 3):
+        assert counts.sums(f"p{number}".encode()) == wanted.get(f"p{number}", {})
+    pins_wanted = expected_documents(updates)
+    keys = [f"p{number}" for number in range(PINS + 12)]
+    answers = documents.get([key.encode() for key in keys], ["catalogue", "offer"])
+    assert dict(zip(keys, answers, strict=True)) == {key: pins_wanted.get(key) for key in keys}
+
+
+def test_everything_is_built_and_answers_as_plain_python_does(world: World) -> None:
+    report = world.first
+    require_passed(report)
+    assert report.published == pointers(world.settings)
+    assert {step.state for step in report.steps} == {"done"}
+    require_answers(world.settings, world.events, world.updates)
+
+
+def test_the_accounts_add_up(world: World) -> None:
+    events, updates = world.first.accounts["raw.user_interactions"], world.first.accounts["raw.pin_updates"]
+    assert events == {
+        "table": "raw.user_interactions",
+        "snapshot_id": events["snapshot_id"],
+        "rows": len(world.events),
+        "refused": {"broken_json": 1, "not_an_object": 1, "out_of_range": 1, "unknown_action": 1},
+        "accepted": len(world.events) - 4,
+        "tombstones": 3,
+        "repeated": USERS,
+        "superseded": 4 + 4 + 3,  # of the edited ones the first two, and what was deleted
+        "current": sum(len(e) for e in expected_timelines(world.events).values()),
+    }
+    assert (updates["rows"], updates["refused"]) == (len(world.updates), {"no_family": 1})
+    assert (updates["tombstones"], updates["repeated"], updates["superseded"]) == (2, 1, 3)
+    assert updates["current"] == len(world.updates) - 7
+    written = lake.read(world.spark, "ops.account").filter("table = 'raw.pin_updates'").collect()
+    assert json.loads(written[0]["refused_by_reason"]) == {"no_family": 1}
+
+
+def test_tombstones_are_kept_and_the_cut_comes_from_what_was_read(world: World) -> None:
+    curated = lake.read(world.spark, "curated.user_interactions")
+    assert curated.filter("is_deleted").count() == 3
+    loads = {"user_interactions:history"}
+    snapshot = lake.current_snapshot(world.settings, "curated.user_interactions")
+    assert snapshot is not None
+    assert int(snapshot.summary[lake.MAX_BROKER_TIME_MS]) > 0
+    assert lake.position(world.settings, "curated.user_interactions") == Position(loads=frozenset(loads))
+    for name, cut in (("user_events", loads), ("pin_counts", loads), ("pins", {"pin_updates:history"})):
+        base = served(world.settings, name).base
+        assert base.manifest is not None
+        assert base.cut == Position(loads=frozenset(cut))
+        assert base.manifest.horizon_time_ms is not None
+        assert base.manifest.sources[f"index.{name}"] > 0
+
+
+def test_vectors_are_of_the_live_model_and_its_parameters_are_pinned(world: World) -> None:
+    documents = served(world.settings, "pins")
+    assert isinstance(documents, DocumentsView)
+    manifest = documents.base.manifest
+    assert manifest is not None
+    model_id = registry.live(world.settings)
+    assert manifest.models == {"embedding": model_id}
+    assert manifest.parameters["als"]["model_id"] == model_id
+    vectors, has = documents.vectors("embedding", [b"p0", b"p20"])
+    table, _ = registry.load(world.settings, str(model_id))
+    at = table.column("pin_id").to_pylist().index("p0")
+    assert list(has) == [True, False]
+    assert vectors[0].tolist() == pytest.approx(table.column("vector")[at].as_py())
+
+
+def test_what_happened_is_in_the_lake(world: World) -> None:
+    rows = lake.read(world.spark, "ops.index_versions").filter(f"version = '{world.first.published['pins']}'")
+    assert {row["event"] for row in rows.collect()} == {"built", "published"}
+    tags = world.spark.sql("SELECT name FROM lake.index.pins.refs WHERE type = 'TAG'").collect()
+    assert f"base-{world.first.published['pins']}" in {row["name"] for row in tags}
+
+
+def test_a_candidate_that_fails_its_gate_is_not_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quality import gates
+
+    monkeypatch.setattr(gates, "MIN_PRESENCE_PCT", 10_000)
+    before = pointers(world.settings)
+    report = build(world.settings, indices=["pins"])
+    assert not report.passed
+    assert set(report.failed_checks) == {"base/pins:gate"}
+    assert "presence_covers_offer" in report.failed_checks["base/pins:gate"]
+    assert "presence_covers_offer" in str(report.problem())
+    assert pointers(world.settings) == before
+    candidate = Versions(world.settings.paths.indices, "pins").names()[-1]
+    assert candidate > before["pins"]
+    row = lake.read(world.spark, "ops.index_versions").filter(f"version = '{candidate}' AND event = 'refused'").first()
+    assert row is not None
+    assert "presence_covers_offer" in row["reason"]
+    require_answers(world.settings, world.events, world.updates)
+
+
+def test_the_next_build_has_what_came_since(world: World) -> None:
+    more: list[Record | str] = [event(1, 20, action="save"), event(0, 2, version=2, action="click"), event(1, 0)]
+    put(world.settings, world.spark, USER_INTERACTIONS, more, "more")
+    before = pointers(world.settings)
+    report = build(world.settings, Position(loads=frozenset({"user_interactions:more"})))
+    require_passed(report)
+    after = pointers(world.settings)
+    assert all(after[name] > before[name] for name in INDICES)
+    assert report.accounts["raw.user_interactions"]["rows"] == len(world.events) + len(more)
+    require_answers(world.settings, [*world.events, *more], world.updates)
+
+
+def test_waiting_in_vain_says_what_is_missing(world: World) -> None:
+    with pytest.raises(building.BuildError, match="has not passed"):
+        build(world.settings, Position(loads=frozenset({"nothing"})), wait_timeout_s=0.1)
+
+
+def test_an_empty_home_is_built_too(spark: SparkSession, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "empty")
+    report = build(settings)
+    require_passed(report)
+    documents, timelines = served(settings, "pins"), served(settings, "user_events")
+    assert isinstance(documents, DocumentsView)
+    assert isinstance(timelines, TimelineView)
+    assert documents.get([b"p0"]) == [None]
+    assert timelines.timeline(b"u0").table.num_rows == 0
+
+
+def test_an_unknown_index_is_an_error_that_lists_them(settings: Settings) -> None:
+    with pytest.raises(building.BuildError, match="pin_counts"):
+        build(settings, indices=["pin"])

@@ -1,0 +1,95 @@
+"""Documents found by term and by vector: the same as looking at every document that the oracle has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.indexing import access
+from tests import oracle
+from tests.properties import specs
+from tests.properties.harness import Home, Ledger, cases, drive
+from tests.properties.strategies import KEYS, TEXTS, History, histories
+
+HISTORIES = histories(about="documents", feeds=specs.DOCUMENT_FEEDS)
+COLUMNS = {"by_text": ("content", "text"), "by_number": ("control", "number")}
+WANTED: list[dict[str, Any]] = [
+    {},
+    *({"by_text": text} for text in TEXTS if text is not None),
+    {"by_number": -1},
+    {"by_number": 999},
+    {"by_text": "red", "by_number": -1},
+    {"by_text": "nowhere"},
+]
+QUERIES = st.lists(st.integers(-2, 2), min_size=specs.DIMENSIONS, max_size=specs.DIMENSIONS)
+
+
+def brute_force(
+    ledger: Ledger, query: np.ndarray, where: dict[str, Any], excluded: set[bytes]
+) -> list[tuple[bytes, float]]:
+    """Every document that passes and has a vector in the base, best first, ties by key."""
+    found = oracle.documents(ledger.visible(), specs.PRESENCE)
+    passing = oracle.matching(found, {COLUMNS[name]: term for name, term in where.items()})
+    scored = [
+        (key, sum(float(a) * b for a, b in zip(query, found[key]["vector"]["vector"], strict=True)))
+        for key in passing - excluded
+        if "vector" in found[key]
+    ]
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+
+
+def check_terms(home: Home, ledger: Ledger) -> None:
+    """Posting lists, corrected by the overlay."""
+    found = oracle.documents(ledger.visible(), specs.PRESENCE)
+    for where in WANTED:
+        expected = oracle.matching(found, {COLUMNS[name]: term for name, term in where.items()})
+        assert home.view().match(where) == sorted(expected), where
+    assert home.view().match({}, 1) == sorted(found)[:1]
+
+
+def check_vectors(home: Home, ledger: Ledger) -> None:
+    """The vectors of the base that is served, and none of another model's."""
+    modelled = {s.key: s.payload for s in (ledger.served.statements if ledger.served else ()) if s.family == "vector"}
+    matrix, has = home.view().vectors("near", KEYS)
+    assert has.tolist() == [key in modelled for key in KEYS]
+    for key, row in zip(KEYS, matrix.tolist(), strict=True):
+        assert row == (modelled[key]["vector"] if key in modelled else [0.0] * specs.DIMENSIONS)
+
+
+@cases(300)
+@given(HISTORIES, QUERIES, st.integers(1, 6), st.sets(st.sampled_from(KEYS)))
+def test_found_by_term_and_by_vector_equals_brute_force(
+    history: History, numbers: list[int], k: int, excluded: set[bytes]
+) -> None:
+    query = np.array(numbers, np.float32)
+
+    def check(home: Home, ledger: Ledger) -> None:
+        check_terms(home, ledger)
+        check_vectors(home, ledger)
+        for number, where in enumerate(WANTED):
+            left_out = excluded if number % 2 else set()
+            expected = brute_force(ledger, query, where, left_out)[:k]
+            assert home.view().search("near", query, k, where, left_out) == expected, where
+
+    drive(specs.documents(), history, check)
+
+
+@cases(100)
+@given(HISTORIES, QUERIES, st.integers(1, 3))
+def test_through_the_graph_the_scores_equal_brute_force(history: History, numbers: list[int], k: int) -> None:
+    query = np.array(numbers, np.float32)
+
+    def check(home: Home, ledger: Ledger) -> None:
+        best = brute_force(ledger, query, {}, set())
+        found = home.view().search("near", query, k)
+        assert [score for _, score in found] == [score for _, score in best[:k]]
+        assert set(found) <= set(best)  # of a tie at the end the graph may give any
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(access, "EXACT_ROWS", 1)
+        patch.setattr(access, "GRAPH_SHARE", 1)
+        drive(specs.documents(), history, check)
