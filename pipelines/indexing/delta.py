@@ -1,6 +1,7 @@
 """The delta: an append-only Delta Lake table of facts, one commit an epoch, made once; and the tail of its log.
 
-Belongs here: the table's layout, the writer with its guard, and reading epochs from a snapshot and from the log.
+Belongs here: the table's layout, the writer with its guard, reading epochs from a snapshot and from the log, and
+retiring old ones.
 Folding epochs is the overlay's; running a stream is ``streaming``'s.
 
 deltalake records an application's transaction version but does not enforce it: the writer compares it first and
@@ -14,7 +15,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from pipelines import failpoints
 from pipelines.errors import TidemarkError
 from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
+from pipelines.indexing.files import replace_text
 from pipelines.indexing.position import Position
 from pipelines.indexing.spec import IndexSpec
 
@@ -40,7 +42,9 @@ EPOCH_FIELDS = (
     pa.field("marker", pa.string()),  # JSON of Marker on one row of each epoch, null on its facts
 )
 PARTITION = "epoch_date"
+FLOOR = "_floor.json"
 COMMIT_ATTEMPTS = 20
+INCARNATIONS_AHEAD = 64
 
 
 class DeltaConflict(TidemarkError):
@@ -205,12 +209,56 @@ def markers(path: Path, stream: str | None = None) -> list[Marker]:
         table = DeltaTable(str(path))
     except TableNotFoundError:
         return []
+    chosen = [m for m in _markers(table.file_uris()) if stream is None or m.stream == stream]
+    return sorted(chosen, key=lambda m: (m.stream, m.incarnation, m.epoch))
+
+
+def _markers(files: Iterable[str]) -> list[Marker]:
     found = []
-    for file in table.file_uris():
+    for file in files:
         texts = pq.ParquetFile(file).read(columns=["marker"]).column("marker").drop_null().to_pylist()
         found += [read_marker(text) for text in texts]
-    chosen = [m for m in found if stream is None or m.stream == stream]
-    return sorted(chosen, key=lambda m: (m.stream, m.incarnation, m.epoch))
+    return found
+
+
+def last_incarnation(path: Path, stream: str, known: int = 0) -> int:
+    """The greatest incarnation of a stream that committed here, also one whose epochs were retired; 0: none.
+
+    ``known``: one that is known to have committed, to begin the search at.
+    """
+    try:
+        table = DeltaTable(str(path))
+    except TableNotFoundError:
+        return known
+    candidates = range(known + 1, known + 1 + INCARNATIONS_AHEAD)  # some may have begun and committed nothing
+    return max([known, *(n for n in candidates if table.transaction_version(f"{stream}/{n}") is not None)])
+
+
+def floor(path: Path) -> Position:
+    """Up to where epochs were retired: only a base whose cut covers it can be served with this delta."""
+    try:
+        return positions.from_text((path / FLOOR).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return positions.EMPTY
+
+
+def retire(path: Path, before: datetime.date) -> int:
+    """Delete the epochs of the days before ``before``; returns how many. Their files go with the next vacuum.
+
+    The floor is raised first: a crash in between leaves a delta that promises less than it has.
+    """
+    try:
+        table = DeltaTable(str(path))
+    except TableNotFoundError:
+        return 0
+    days = pc.unique(pa.array([Path(file).parent.name.partition("=")[2] for file in table.file_uris()], pa.string()))
+    retired = [day for day in days.to_pylist() if day < before.isoformat()]
+    files = [file for file in table.file_uris() if Path(file).parent.name.partition("=")[2] in retired]
+    gone = _markers(files)
+    replace_text(path / FLOOR, positions.merge_all([floor(path), *(m.end for m in gone)]).to_text())
+    for day in retired:
+        table.delete(f"{PARTITION} = '{day}'")
+    return len(gone)
 
 
 class Tailer:

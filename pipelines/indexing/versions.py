@@ -305,19 +305,8 @@ class Versions:
 
 
 def reaches(deltas: Path, manifest: Manifest) -> bool:
-    """Whether the delta of a base's lineage still holds everything after the base's cut.
-
-    It does if in no partition the first epoch that is left begins after the cut.
-    """
-    begins: dict[tuple[str, int], int] = {}
-    for marker in delta.markers(delta.table_path(deltas, manifest.index, manifest.lineage)):
-        for topic, offsets in marker.start.topics.items():
-            for partition, offset in offsets.items():
-                begins[topic, partition] = min(offset, begins.get((topic, partition), offset))
-    return all(
-        offset <= manifest.cut.topics.get(topic, {}).get(partition, 0)
-        for (topic, partition), offset in begins.items()
-    )
+    """Whether the delta of a base's lineage still holds everything after the base's cut: none of it was retired."""
+    return manifest.cut.covers(delta.floor(delta.table_path(deltas, manifest.index, manifest.lineage)))
 
 
 def process_started(pid: int) -> int | None:

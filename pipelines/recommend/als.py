@@ -40,7 +40,7 @@ class Hyperparameters:
     blocks: int = 2
     sample_users: int = 500
     fold_in_regularization: float = 0.1
-    fold_in_alpha: float = 100.0
+    fold_in_alpha: float = 200.0
     fold_in_half_life_ms: int = 3_600_000
     fold_in_floor: float = 0.005
     fold_in_max_events: int = 500

@@ -56,7 +56,7 @@ class Parameters(NamedTuple):
     model_id: str
     gram: Float64s
     regularization: float = 0.1
-    alpha: float = 100.0
+    alpha: float = 200.0
     half_life_ms: int = 3_600_000
     floor: float = 0.005
     max_events: int = 500

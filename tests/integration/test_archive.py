@@ -86,7 +86,7 @@ def held(settings: Settings) -> Position:
 def run_until(spark: SparkSession, settings: Settings, position: Position) -> None:
     """Run the archive until the raw tables hold the position, as its host does: started again where it ends early.
 
-    Spark 4.1.1 ends a query after the first batch that it runs again from its log: the Kafka source reports how far it
+    Spark 4.1.1 (SPARK-57438) ends a query after a batch that it runs again from its log: the Kafka source reports how far it
     lags behind offsets that it has not asked for yet. The batch is committed, and the next start goes on.
     """
     for _ in range(2):
@@ -96,7 +96,7 @@ def run_until(spark: SparkSession, settings: Settings, position: Position) -> No
             query.processAllAvailable()
             break
         except StreamingQueryException as error:
-            assert "scala.Option.get() is null" in str(error)  # noqa: PT017
+            assert 'value of "scala.Option.get()" is null' in str(error)  # noqa: PT017
         finally:
             query.stop()
     else:

@@ -355,7 +355,7 @@ def _steps(
 
     for _ in range(step_count):
         kind = choices.below(20)
-        if kind < 6 or (kind >= 12 and not builds) or (kind < 12 and builds == most_builds):
+        if kind < 5 or (kind >= 12 and not builds) or (kind < 12 and builds == most_builds):
             steps.append(epoch())
         elif kind < 12:
             builds += 1
@@ -388,6 +388,8 @@ def _steps(
             steps.append(Compact(choices.is_hit(2)))
         else:
             steps.append(Incarnation(choices.of(sorted(logs)), choices.below(3)))
+    if not choices.is_hit(4):  # mostly the streams catch up in the end, so that late and older forms come
+        steps += [Epoch(stream, {p: len(log) for p, log in enumerate(logs[stream])}) for stream in sorted(logs)]
     return tuple(steps)
 
 
