@@ -4,7 +4,16 @@ import dagster as dg
 import pyarrow as pa
 
 from assets.models import INTERACTIONS, PIN_ALS
-from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, described, final, key, reported_metadata, summary
+from assets.platform import (
+    AFTER_UPSTREAM,
+    RETRIES,
+    Platform,
+    described,
+    final,
+    key,
+    reported_metadata,
+    summary,
+)
 from pipelines import lake
 from pipelines.index_rows import MODEL_ID
 from pipelines.recommend import registry
@@ -22,7 +31,9 @@ PIN_VECTORS = lake.FEATURES_PIN_VECTORS
     retry_policy=RETRIES,
 )
 @final
-def pin_vectors(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
+def pin_vectors(
+    context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+) -> dg.MaterializeResult:
     model_id = reported_metadata(context.instance, key(PIN_ALS)).get("model_id")
     vectors = _vectors(platform, model_id)
     lake.ensure(platform.spark, PIN_VECTORS)

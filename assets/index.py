@@ -96,7 +96,9 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         retry_policy=RETRIES,
     )
     @final
-    def published(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
+    def published(
+        context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> dg.MaterializeResult:
         version = str(reported_metadata(context.instance, dg.AssetKey(["base", spec.name]))["version"])
         refused = [result for result in platform.gate(platform.settings, spec, version) if not result.passed]
         if refused:

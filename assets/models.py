@@ -21,7 +21,10 @@ INTERACTIONS = "curated.user_interactions"
 @final
 def pin_als(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
     interactions = platform.read(context, INTERACTIONS)
-    source = {"snapshot_id": str(interactions.snapshot.id), "cut": dg.JsonMetadataValue(interactions.cut.to_json())}
+    source = {
+        "snapshot_id": str(interactions.snapshot.id),
+        "cut": dg.JsonMetadataValue(interactions.cut.to_json()),
+    }
     try:
         model = als.fit(interactions.rows.filter("NOT is_deleted"))
     except als.NothingToLearn as nothing:

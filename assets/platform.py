@@ -71,7 +71,9 @@ class Platform:
         """The snapshot that was just written."""
         snapshot = lake.current_snapshot(self.settings, table)
         if snapshot is None:
-            raise lake.LakeError("the table has no rows yet", where=table, remedy="materialize the assets before it")
+            raise lake.LakeError(
+                "the table has no rows yet", where=table, remedy="materialize the assets before it"
+            )
         return snapshot
 
 
@@ -85,7 +87,11 @@ class Pinned(NamedTuple):
     @property
     def cut(self) -> Position:
         """The position that the snapshot says it holds."""
-        return from_text(self.snapshot.summary[lake.POSITION]) if lake.POSITION in self.snapshot.summary else EMPTY
+        return (
+            from_text(self.snapshot.summary[lake.POSITION])
+            if lake.POSITION in self.snapshot.summary
+            else EMPTY
+        )
 
 
 def key(table: str) -> dg.AssetKey:
@@ -105,7 +111,9 @@ def pinned(instance: dg.DagsterInstance, settings: Settings, table: str) -> Snap
             return snapshot
     newest = lake.current_snapshot(settings, table)
     if newest is None:
-        raise lake.LakeError("the table has no rows yet", where=table, remedy="materialize the assets before it")
+        raise lake.LakeError(
+            "the table has no rows yet", where=table, remedy="materialize the assets before it"
+        )
     return newest
 
 
@@ -146,7 +154,9 @@ def final(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except TidemarkError as error:
-            raise dg.Failure(str(error), metadata={"error": type(error).__name__}, allow_retries=False) from error
+            raise dg.Failure(
+                str(error), metadata={"error": type(error).__name__}, allow_retries=False
+            ) from error
 
     return told
 

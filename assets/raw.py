@@ -22,10 +22,14 @@ def _raw(source: Source) -> dg.AssetsDefinition:
     def raw(platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
         if lake.current_snapshot(platform.settings, spec.name) is None:
             lake.ensure(platform.spark, spec)
-            lake.append(platform.spark.createDataFrame([], platform.spark.table(spec.identifier).schema), spec)
+            lake.append(
+                platform.spark.createDataFrame([], platform.spark.table(spec.identifier).schema), spec
+            )
         snapshot = platform.newest(spec.name)
         cut = lake.position(platform.settings, spec.name, snapshot.id)
-        return dg.MaterializeResult(metadata={**described(snapshot), "cut": dg.JsonMetadataValue(cut.to_json())})
+        return dg.MaterializeResult(
+            metadata={**described(snapshot), "cut": dg.JsonMetadataValue(cut.to_json())}
+        )
 
     return raw
 

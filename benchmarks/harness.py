@@ -6,6 +6,7 @@ them over HTTP and Kafka as anybody would.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -29,6 +30,8 @@ import psutil
 from jobs import client, processes
 from pipelines import settings as settings_module
 from pipelines.errors import TidemarkError
+from pipelines.indexing.versions import Versions
+from pipelines.indices import INDICES
 from pipelines.settings import ROOT, Settings
 
 
@@ -161,6 +164,30 @@ def await_ready(settings: Settings, timeout_s: float = 120.0) -> None:
         if time.monotonic() > deadline:
             raise BenchmarkError(f"serving was not ready after {timeout_s:.0f} s: {answer.body}")
         time.sleep(0.2)
+
+
+def prepare_base(settings: Settings, fraction: float) -> None:
+    """A published base of the real input (or a share of its households), unless the home serves one already."""
+    served = [Versions(settings.paths.indices, name).pointer() for name in INDICES]
+    if all(pointer is not None for pointer in served):
+        say("the home serves a base already")
+        return
+    say(f"loading {fraction:.0%} of the real input, and building its base (minutes; not part of the result)")
+    tidemark(settings, "load", "complete-journey", "--fraction", f"{fraction:g}")
+    tidemark(settings, "build")
+
+
+def arguments(doc: str | None, given: Sequence[str], **options: tuple[Any, str]) -> argparse.Namespace:
+    """The options of a benchmark: name = (default, help). All have `--home` too."""
+    parser = argparse.ArgumentParser(prog="tidemark bench", description=doc, formatter_class=_Help)
+    parser.add_argument("--home", type=Path, help="a home to use and to keep, instead of a temporary one")
+    for name, (default, text) in options.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+    return parser.parse_args(list(given))
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
 
 
 # ------------------------------------------------------------------------------------------------ the machine

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from pipelines.contracts import PIN_UPDATES, PROVENANCE, USER_INTERACTIONS, Contract, accepted_schema, decode_table
+from pipelines.contracts import (
+    PIN_UPDATES,
+    PROVENANCE,
+    USER_INTERACTIONS,
+    Contract,
+    accepted_schema,
+    decode_table,
+)
 from pipelines.errors import TidemarkError
 
 if TYPE_CHECKING:
@@ -165,10 +172,14 @@ def decode(contract: Contract, raw: DataFrame) -> DataFrame:
 
     schema = accepted_schema(contract).append(pa.field("_reason", pa.string()))
     wanted = raw.select(*PROVENANCE.names, "key", "value")
-    return wanted.mapInArrow(functools.partial(_decode_batches, contract.name, schema), from_arrow_schema(schema))
+    return wanted.mapInArrow(
+        functools.partial(_decode_batches, contract.name, schema), from_arrow_schema(schema)
+    )
 
 
-def _decode_batches(name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _decode_batches(
+    name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
     from pipelines.contracts import contract_of
 
     contract = contract_of(name)

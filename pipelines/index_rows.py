@@ -105,7 +105,9 @@ def input_of(spec: IndexSpec, family: Family) -> str:
         return MODELLED[spec.name, family.name]
     source = SOURCES.get(family.stream.replace("-", "_"))
     if source is None:
-        raise NoInput(f"nothing is curated of the stream {family.stream!r}", where=spec.name, remedy=", ".join(SOURCES))
+        raise NoInput(
+            f"nothing is curated of the stream {family.stream!r}", where=spec.name, remedy=", ".join(SOURCES)
+        )
     return next((part.table for part in source.parts if family.name in part.columns), source.parts[0].table)
 
 
@@ -150,7 +152,9 @@ def standing(spec: IndexSpec, snapshots: Mapping[str, Snapshot]) -> Standing:
             cut = from_text(said[POSITION]) if POSITION in said else EMPTY
             by_stream.setdefault(family.stream, []).append(cut)
     cuts = [functools.reduce(lesser, positions) for positions in by_stream.values()]
-    times = [int(s.summary[MAX_BROKER_TIME_MS]) for s in snapshots.values() if MAX_BROKER_TIME_MS in s.summary]
+    times = [
+        int(s.summary[MAX_BROKER_TIME_MS]) for s in snapshots.values() if MAX_BROKER_TIME_MS in s.summary
+    ]
     return Standing(
         cut=functools.reduce(Position.merge, cuts, EMPTY),
         max_broker_time_ms=max(times, default=None),

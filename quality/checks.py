@@ -18,14 +18,21 @@ from quality import expectations, gates
 def curated_check(table: str) -> dg.AssetChecksDefinition:
     """The expectations of a curated table."""
 
-    @dg.asset_check(asset=key(table), name="expectations", blocking=True, description=f"every row of {table} is valid")
-    def check(context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
+    @dg.asset_check(
+        asset=key(table), name="expectations", blocking=True, description=f"every row of {table} is valid"
+    )
+    def check(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> dg.AssetCheckResult:
         pinned = platform.read(context, table)
         report = expectations.run(table, expectations.CURATED[table](), pinned.rows)
         return dg.AssetCheckResult(
             passed=report.passed,
             description="; ".join(report.failed) or "all hold",
-            metadata={"snapshot_id": str(pinned.snapshot.id), "expectations": dg.JsonMetadataValue(report.findings)},
+            metadata={
+                "snapshot_id": str(pinned.snapshot.id),
+                "expectations": dg.JsonMetadataValue(report.findings),
+            },
         )
 
     return check
@@ -35,8 +42,12 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
     """The gate of a candidate base, and the expectations of the rows that it was built of."""
     asset = dg.AssetKey(["base", spec.name])
 
-    @dg.asset_check(asset=asset, name="gate", blocking=True, description=f"the candidate of {spec.name} may be published")
-    def check(context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
+    @dg.asset_check(
+        asset=asset, name="gate", blocking=True, description=f"the candidate of {spec.name} may be published"
+    )
+    def check(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> dg.AssetCheckResult:
         version = str(reported_metadata(context.instance, asset)["version"])
         findings = gates.examine(platform.settings, spec, version)
         failed = [f"{finding.name}: {finding.description}" for finding in findings if not finding.passed]

@@ -79,12 +79,18 @@ def examine_base(spec: IndexSpec, directory: Path, served: Manifest | None) -> l
 
 def _lineage(spec: IndexSpec, manifest: Manifest) -> Finding:
     ours = lineage(spec)
-    return Finding("has_our_lineage", manifest.lineage == ours, f"built as {manifest.lineage}; this code is {ours}")
+    return Finding(
+        "has_our_lineage", manifest.lineage == ours, f"built as {manifest.lineage}; this code is {ours}"
+    )
 
 
 def _cut(manifest: Manifest, served: Manifest | None) -> Finding:
     passed = served is None or manifest.cut.covers(served.cut)
-    other = "nothing is served yet" if served is None else f"the cut of {served.version} is {served.cut.to_text()}"
+    other = (
+        "nothing is served yet"
+        if served is None
+        else f"the cut of {served.version} is {served.cut.to_text()}"
+    )
     return Finding("cut_goes_forward", passed, f"the cut is {manifest.cut.to_text()}; {other}")
 
 
@@ -132,9 +138,15 @@ def _models(spec: IndexSpec, manifest: Manifest) -> Iterator[Finding]:
     of_models = [family.name for family in spec.families if family.stream is None]
     if not of_models:
         return
-    unnamed = [name for name in of_models if manifest.counts.get(f"live_{name}", 0) and name not in manifest.models]
+    unnamed = [
+        name for name in of_models if manifest.counts.get(f"live_{name}", 0) and name not in manifest.models
+    ]
     used = set(manifest.models.values())
-    pinned = {value["model_id"] for value in manifest.parameters.values() if isinstance(value, dict) and "model_id" in value}
+    pinned = {
+        value["model_id"]
+        for value in manifest.parameters.values()
+        if isinstance(value, dict) and "model_id" in value
+    }
     passed = not unnamed and len(used) <= 1 and pinned <= used
     said = f"models {sorted(used)}, parameters of {sorted(pinned)}, without a model: {unnamed}"
     yield Finding("has_one_model", passed, said)
@@ -144,9 +156,14 @@ def _vectors(base: Base) -> Iterator[Finding]:
     for path in base.spec.access:
         if not isinstance(path, Vector):
             continue
-        broken = sum(_broken(shard.rows[path.family], f"payload.{path.column}", path.dimensions) for shard in base.shards)
+        broken = sum(
+            _broken(shard.rows[path.family], f"payload.{path.column}", path.dimensions)
+            for shard in base.shards
+        )
         yield Finding(
-            f"{path.name}_is_finite", broken == 0, f"{broken} vectors are not {path.dimensions} finite numbers"
+            f"{path.name}_is_finite",
+            broken == 0,
+            f"{broken} vectors are not {path.dimensions} finite numbers",
         )
 
 

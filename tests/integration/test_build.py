@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +49,12 @@ def event(user: int, number: int, *, version: int = 1, action: str | None = None
 def interactions() -> list[Record | str]:
     records: list[Record | str] = [event(user, number) for user in range(USERS) for number in range(8)]
     records += [event(user, 2, version=3, action="save") for user in range(0, USERS, 3)]  # edits
-    records += [event(user, 2, version=2, action="hide") for user in range(0, USERS, 3)]  # older than the edits
-    records += [{"op": "delete", "user_id": f"u{n}", "event_id": "e4", "version": 2} for n in range(0, USERS, 4)]
+    records += [
+        event(user, 2, version=2, action="hide") for user in range(0, USERS, 3)
+    ]  # older than the edits
+    records += [
+        {"op": "delete", "user_id": f"u{n}", "event_id": "e4", "version": 2} for n in range(0, USERS, 4)
+    ]
     records += [event(user, 5) for user in range(USERS)]  # said before
     records += [{**event(1, 9), "quantity": 0}, {**event(1, 9), "action": "stare"}, "{", "[]"]
     return records
@@ -64,7 +68,8 @@ def pins() -> list[Record | str]:
         return {"price_usd_micros": price, "is_available": True}
 
     records: list[Record | str] = [
-        {"pin_id": f"p{n}", "catalogue": catalogue(n, f"pin {n}"), "offer": offer(n * 100)} for n in range(PINS)
+        {"pin_id": f"p{n}", "catalogue": catalogue(n, f"pin {n}"), "offer": offer(n * 100)}
+        for n in range(PINS)
     ]
     records += [
         {"pin_id": "p1", "version": 2, "offer": offer(7)},  # the first record's catalogue still stands
@@ -79,7 +84,9 @@ def pins() -> list[Record | str]:
     return records
 
 
-def put(settings: Settings, spark: SparkSession, contract: Contract, records: Sequence[Record | str], name: str) -> None:
+def put(
+    settings: Settings, spark: SparkSession, contract: Contract, records: Sequence[Record | str], name: str
+) -> None:
     values = [(n, r if isinstance(r, str) else json.dumps(r)) for n, r in enumerate(records)]
     load.load(spark, settings, contract, spark.createDataFrame(values, "load_row long, value string"), name)
 
@@ -97,7 +104,9 @@ def is_valid(record: Record | str) -> bool:
     return "catalogue" in record or "offer" in record
 
 
-def standing(records: Sequence[Record | str], identity: tuple[str, ...], family: str | None = None) -> list[Record]:
+def standing(
+    records: Sequence[Record | str], identity: tuple[str, ...], family: str | None = None
+) -> list[Record]:
     """For each identity the record of the greatest (version, is a tombstone); these histories have no other ties."""
     best: dict[tuple[Any, ...], Record] = {}
     for record in records:
@@ -125,7 +134,9 @@ def expected_timelines(events: Sequence[Record | str]) -> dict[str, list[tuple[s
     for record in standing(events, ("user_id", "event_id")):
         entry = (record["event_id"], millis(record["event_time"]), record["pin_id"], record["action"])
         found.setdefault(record["user_id"], []).append(entry)
-    return {user: sorted(entries, key=lambda e: (e[1], e[0]), reverse=True) for user, entries in found.items()}
+    return {
+        user: sorted(entries, key=lambda e: (e[1], e[0]), reverse=True) for user, entries in found.items()
+    }
 
 
 def expected_counts(events: Sequence[Record | str]) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -159,7 +170,7 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
     from pipelines.spark import session
 
     settings = small_settings(tmp_path_factory.mktemp("build") / "home", BUILD__SHARD_FACTS=50)
@@ -167,7 +178,7 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iter
     events, updates = interactions(), pins()
     put(settings, own, USER_INTERACTIONS, events, "history")
     put(settings, own, PIN_UPDATES, updates, "history")
-    yield World(settings, own, build(settings), events, updates)
+    return World(settings, own, build(settings), events, updates)
 
 
 def served(settings: Settings, index: str) -> View:
@@ -188,7 +199,9 @@ def require_passed(report: BuildReport) -> None:
     assert report.passed
 
 
-def require_answers(settings: Settings, events: Sequence[Record | str], updates: Sequence[Record | str]) -> None:
+def require_answers(
+    settings: Settings, events: Sequence[Record | str], updates: Sequence[Record | str]
+) -> None:
     timelines, counts, documents = (served(settings, name) for name in ("user_events", "pin_counts", "pins"))
     assert isinstance(timelines, TimelineView)
     assert isinstance(counts, SumsView)
@@ -273,7 +286,9 @@ def test_what_happened_is_in_the_lake(world: World) -> None:
     assert f"base-{world.first.published['pins']}" in {row["name"] for row in tags}
 
 
-def test_a_candidate_that_fails_its_gate_is_not_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_that_fails_its_gate_is_not_published(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from quality import gates
 
     monkeypatch.setattr(gates, "MIN_PRESENCE_PCT", 10_000)
@@ -286,14 +301,22 @@ def test_a_candidate_that_fails_its_gate_is_not_published(world: World, monkeypa
     assert pointers(world.settings) == before
     candidate = Versions(world.settings.paths.indices, "pins").names()[-1]
     assert candidate > before["pins"]
-    row = lake.read(world.spark, "ops.index_versions").filter(f"version = '{candidate}' AND event = 'refused'").first()
+    row = (
+        lake.read(world.spark, "ops.index_versions")
+        .filter(f"version = '{candidate}' AND event = 'refused'")
+        .first()
+    )
     assert row is not None
     assert "presence_covers_offer" in row["reason"]
     require_answers(world.settings, world.events, world.updates)
 
 
 def test_the_next_build_has_what_came_since(world: World) -> None:
-    more: list[Record | str] = [event(1, 20, action="save"), event(0, 2, version=2, action="click"), event(1, 0)]
+    more: list[Record | str] = [
+        event(1, 20, action="save"),
+        event(0, 2, version=2, action="click"),
+        event(1, 0),
+    ]
     put(world.settings, world.spark, USER_INTERACTIONS, more, "more")
     before = pointers(world.settings)
     report = build(world.settings, Position(loads=frozenset({"user_interactions:more"})))

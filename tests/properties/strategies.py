@@ -301,9 +301,17 @@ def _record(
     streams: Sequence[str],
     among: Crowd,
 ) -> tuple[str, Record]:
-    """A new record, or one that was said before and is delivered again."""
+    """A new record, one that was said before and is delivered again, or an older form of one, late."""
     if said and choices.is_hit(6):
         return said[choices.below(len(said))]
+    if said and choices.is_hit(5):
+        stream, record = said[choices.below(len(said))]
+        older = record.statements[0]
+        same = Crowd(
+            among.keys if older.event else (older.key,), (older.event or older.id or IDS[0],), among.places
+        )
+        statements = ABOUT[about](choices, (older.family,), same)
+        return stream, Record(tuple(s._replace(version=(1,)) for s in statements), minute(choices))
     stream = choices.of(streams)
     families = [feed.family for feed in feeds if feed.stream == stream]
     if choices.is_hit(4):  # versions of fewer places beside them
@@ -376,12 +384,10 @@ def _steps(
                 steps.append(Publish(choices.is_hit(3)))
         elif kind < 13:
             steps.append(Publish(choices.is_hit(3)))
-        elif kind < 16:
-            steps.append(Rollback(choices.below(2), choices.is_hit(3)))
         elif kind < 17:
-            steps.append(Resume())
+            steps.append(Rollback(choices.below(2), choices.is_hit(2)))
         elif kind < 18:
-            steps.append(Restart())
+            steps.append(choices.of((Resume(), Restart())))
         elif kind < 19:
             steps.append(Again(choices.of(sorted(logs)), choices.below(2)))
         elif choices.is_hit(2):

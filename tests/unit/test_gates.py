@@ -22,7 +22,9 @@ from quality import gates
 PINS = INDICES["pins"]
 
 
-def pin(number: int, *, vector: list[float] | None = None, has_catalogue: bool = True) -> list[dict[str, Any]]:
+def pin(
+    number: int, *, vector: list[float] | None = None, has_catalogue: bool = True
+) -> list[dict[str, Any]]:
     key = f"p{number}".encode()
     known = {"identity": [key], "key": key, "version": (1,), "content_hash": 1}
     labels = {"title": "t", "category": "c", "department": "d", "brand": "b"}
@@ -40,7 +42,10 @@ def vector(value: float = 0.5, dimensions: int = DIMENSIONS) -> list[float]:
 
 def built(folder: Path, pins: list[list[dict[str, Any]]], version: str = "v1", **meta: Any) -> Path:
     table = facts.table(PINS, [row for rows in pins for row in rows])
-    given: dict[str, Any] = {"models": {"embedding": "m/1"}, "parameters": {"als": {"model_id": "m/1"}}} | meta
+    given: dict[str, Any] = {
+        "models": {"embedding": "m/1"},
+        "parameters": {"als": {"model_id": "m/1"}},
+    } | meta
     build_local(PINS, table, folder / version, Meta(version, given.pop("cut", EMPTY), **given), shard_count=2)
     return folder / version
 
@@ -105,7 +110,9 @@ def test_a_cut_that_goes_back_fails(tmp_path: Path) -> None:
     pins = [pin(n) for n in range(3)]
     ahead = Position({"t": {0: 5}}, frozenset({"load"}))
     served = read_manifest(built(tmp_path, pins, "v1", cut=ahead, models={}, parameters={}))
-    behind = built(tmp_path, pins, "v2", cut=Position({"t": {0: 4}}, frozenset({"load"})), models={}, parameters={})
+    behind = built(
+        tmp_path, pins, "v2", cut=Position({"t": {0: 4}}, frozenset({"load"})), models={}, parameters={}
+    )
     assert failing(PINS, behind, served) == {"cut_goes_forward"}
 
 

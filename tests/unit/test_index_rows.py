@@ -56,5 +56,9 @@ def test_tables_of_one_topic_give_the_lesser_cut_and_the_model_has_no_say() -> N
     assert standing.cut == index_rows.lesser(EARLY, LATE)
     assert standing.max_broker_time_ms == 20
     assert standing.models == {"embedding": "m/1"}
-    assert standing.sources == {"curated.pins_catalogue": 1, "curated.pins_offer": 2, "features.pin_vectors": 3}
+    assert standing.sources == {
+        "curated.pins_catalogue": 1,
+        "curated.pins_offer": 2,
+        "features.pin_vectors": 3,
+    }
     assert index_rows.standing_of(Snapshot(9, standing.summary(), 1, 1, 0)) == standing

@@ -1,0 +1,229 @@
+"""How quickly answers come: recommendations over 8 connections from a second process, while streams run.
+
+Users are drawn from those who have a history, and each answer is checked after it was timed: its user, ten different
+pins in falling order of score, none of which the user has bought, and a sample against an independent solve in numpy.
+Meanwhile 100 events a second go through Kafka to the same users' timelines. Then batchGet of 100 documents is timed.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.freshness import Load, await_position, timeline
+from benchmarks.harness import BenchmarkError, Timed, say
+from jobs import client, demo
+from pipelines.settings import Settings
+
+BATCH = 100
+SAMPLED = 20
+K = 10
+
+
+def main(given: Sequence[str]) -> int:
+    """Run it."""
+    options = harness.arguments(
+        __doc__,
+        given,
+        seconds=(30, "how long recommendations are asked for"),
+        batch_seconds=(10, "how long batchGet is asked for"),
+        connections=(8, "how many connections ask at once"),
+        batch_connections=(1, "how many connections ask for documents"),
+        rate=(100, "events a second through the streams meanwhile"),
+        fraction=(1.0, "share of the real input in the base"),
+    )
+    with harness.place("serving", options.home) as settings:
+        harness.prepare_base(settings, options.fraction)
+        harness.start(settings, ["broker", "streams", "serving"])
+        harness.await_ready(settings)
+        machine = harness.machine()
+        users, pins = population(settings)
+        paths = [f"/v1/users/{client.quote(user)}/recommendations?k={K}" for user in users]
+        say("warming up")
+        ask(settings, [harness.get(path) for path in paths[:500]], options.connections, 5)
+        events = Load(settings, f"{int(time.time()):x}", options.rate, 3600)
+        stopper = Background(events)
+        with stopper:
+            say(f"recommendations over {options.connections} connections for {options.seconds} s")
+            answers = ask(
+                settings, [harness.get(path) for path in paths], options.connections, options.seconds
+            )
+            say(f"batchGet of {BATCH} for {options.batch_seconds} s")
+            batches = batch_requests(pins)
+            documents = ask(settings, batches, options.batch_connections, options.batch_seconds)
+        await_position(settings, events.position)
+        say("checking the answers")
+        errors = check_recommendations(settings, answers, users) + check_batches(documents, set(pins))
+    harness.publish(result(options, answers, documents, errors, stopper.sent) | machine)
+    return 0 if errors == 0 else 1
+
+
+def result(
+    options: Any, answers: list[Timed], documents: list[Timed], errors: int, events: int
+) -> dict[str, Any]:
+    """The line that is printed."""
+    p50, p90, p99, worst = harness.percentiles([a.seconds for a in answers], (50, 90, 99, 100), 1000, 2)
+    batch_p50, batch_p99 = harness.percentiles([d.seconds for d in documents], (50, 99), 1000, 2)
+    span = max(a.at + a.seconds for a in answers) - min(a.at for a in answers)
+    return {
+        "benchmark": "serving",
+        "p50_ms": p50,
+        "p90_ms": p90,
+        "p99_ms": p99,
+        "max_ms": worst,
+        "rps": round(len(answers) / span, 1),
+        "errors": errors,
+        "batch_p50_ms": batch_p50,
+        "batch_p99_ms": batch_p99,
+        "requests": len(answers),
+        "batches": len(documents),
+        "connections": options.connections,
+        "batch_connections": options.batch_connections,
+        "events_per_s": options.rate,
+        "events_sent": events,
+        "base_fraction": options.fraction,
+        "beside": [
+            "broker",
+            "archive stream",
+            "2 hot streams",
+            "the process that asks",
+            "the process that sends",
+        ],
+    }
+
+
+class Background:
+    """Sends events for as long as it is open."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.sent = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._failure: BaseException | None = None
+
+    def _run(self) -> None:
+        try:
+            self.load.run()
+        except BaseException as error:
+            self._failure = error
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.load.end()
+        self._thread.join(30)
+        self.sent = self.load.sent
+        if self._failure is not None:
+            raise BenchmarkError(f"sending failed: {self._failure!r}")
+
+
+def population(settings: Settings) -> tuple[list[str], list[str]]:
+    """Users with a history, and pins, from the base's own files, in a random order that is the same each time."""
+    return ids(settings, "user_events", "interactions"), ids(settings, "pins", "catalogue")
+
+
+def ids(settings: Settings, index: str, family: str) -> list[str]:
+    """The keys that have rows of a family in the served base."""
+    import pyarrow as pa
+
+    folder = settings.paths.indices / index
+    version = json.loads((folder / "pointer.json").read_text())["version"]
+    found: set[str] = set()
+    for file in sorted((folder / version).glob(f"*/rows-{family}.arrow")):
+        with pa.memory_map(str(file)) as mapped:
+            keys = pa.ipc.open_file(mapped).read_all().column("key").unique().to_pylist()
+        found.update(key.decode() for key in keys)
+    chosen = sorted(found)
+    random.Random(3).shuffle(chosen)
+    return chosen
+
+
+def ask(settings: Settings, requests: Sequence[bytes], connections: int, seconds: float) -> list[Timed]:
+    """Asks from a process of its own; each connection goes through the requests from another place on."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        arguments = (settings.serving.host, settings.serving.port, list(requests), connections, seconds)
+        return pool.apply(_ask_here, arguments)
+
+
+def _ask_here(host: str, port: int, requests: list[bytes], connections: int, seconds: float) -> list[Timed]:
+    def from_place(number: int) -> Iterator[bytes]:
+        start = number * len(requests) // connections
+        return itertools.cycle(requests[start:] + requests[:start])
+
+    return harness.drive(host, port, [from_place(number) for number in range(connections)], seconds)
+
+
+def batch_requests(pins: list[str]) -> list[bytes]:
+    """Requests for 100 random documents each."""
+    chance = random.Random(5)
+    bodies = [{"pin_ids": chance.sample(pins, min(BATCH, len(pins)))} for _ in range(200)]
+    return [harness.post("/v1/pins:batchGet", body) for body in bodies]
+
+
+def check_recommendations(settings: Settings, answers: list[Timed], users: list[str]) -> int:
+    """How many answers are wrong: not 200, the wrong user, not ten in order; of a sample, other scores than they must be.
+
+    Raises:
+        BenchmarkError: nothing was answered.
+    """
+    if not answers:
+        raise BenchmarkError("no recommendation was answered")
+    errors = 0
+    known = set(users)
+    by_user: dict[str, dict[str, Any]] = {}
+    for answer in answers:
+        body = json.loads(answer.body) if answer.status == 200 else {}
+        items = body.get("recommendations", [])
+        scores = [item["score"] for item in items]
+        pins = {item["pin_id"] for item in items}
+        is_right = len(items) == len(pins) == K and scores == sorted(scores, reverse=True)
+        is_right = is_right and body["user_id"] in known
+        errors += not is_right
+        if is_right:
+            by_user[body["user_id"]] = body
+    return errors + sum(not is_exact(settings, body) for body in list(by_user.values())[:SAMPLED])
+
+
+def is_exact(settings: Settings, body: dict[str, Any]) -> bool:
+    """Whether an answer of a folded user has the scores of an independent solve, and nothing that was bought."""
+    events = timeline(harness.serving_url(settings), body["user_id"])
+    bought = {event["pin_id"] for event in events if event["action"] == "purchase"}
+    if bought & {item["pin_id"] for item in body["recommendations"]}:
+        return False
+    if body["basis"]["kind"] != "folded":
+        return True
+    version = json.loads((settings.paths.indices / "pins" / "pointer.json").read_text())["version"]
+    _, exact = demo.solve(Path(settings.paths.indices / "pins" / version), events)
+    return all(
+        abs(item["score"] - exact.get(item["pin_id"], float("inf")))
+        <= demo.TOLERANCE * max(1e-9, abs(item["score"]))
+        for item in body["recommendations"]
+    )
+
+
+def check_batches(documents: list[Timed], pins: set[str]) -> int:
+    """How many answers are not 200, or lack a document.
+
+    Raises:
+        BenchmarkError: nothing was answered.
+    """
+    if not documents:
+        raise BenchmarkError("no batchGet was answered")
+    errors = 0
+    for answer in documents:
+        found = json.loads(answer.body)["documents"] if answer.status == 200 else []
+        counted = collections.Counter(document["pin_id"] for document in found if document["catalogue"])
+        errors += not (len(counted) == min(BATCH, len(pins)) and set(counted) <= pins)
+    return errors
