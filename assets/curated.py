@@ -40,7 +40,7 @@ def _written(source: Source, raw: Pinned, platform: Platform) -> list[dg.Materia
     cut = lake.position(platform.settings, raw.table, raw.snapshot.id)
     result = curate(source, raw.rows, rows=raw.snapshot.rows, snapshot_id=raw.snapshot.id)
     account = dg.JsonMetadataValue(result.account.to_json())
-    written = []
+    written: list[dg.MaterializeResult] = []
     for part in source.parts:
         spec = lake.TABLES[part.table]
         lake.ensure(platform.spark, spec)

@@ -5,6 +5,7 @@ that stand between a candidate and its publishing are in `quality`; they block.
 """
 
 import math
+from typing import Any
 
 import dagster as dg
 
@@ -123,7 +124,10 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
 
 def _parameters(platform: Platform, models: dict[str, str]) -> dict[str, object]:
     """What queries need of the models, pinned with the base."""
-    return {"als": registry.load(platform.settings, model_id)[1].to_json() for model_id in models.values()}
+    if not models:
+        return {}
+    (model_id,) = set(models.values())
+    return {"als": registry.load(platform.settings, model_id)[1].to_json()}
 
 
 def version_row(manifest: Manifest, event: str, reason: str | None = None) -> dict[str, object]:
@@ -140,7 +144,7 @@ def version_row(manifest: Manifest, event: str, reason: str | None = None) -> di
     }
 
 
-def _described(manifest: Manifest) -> dict[str, object]:
+def _described(manifest: Manifest) -> dict[str, Any]:
     return {
         "version": manifest.version,
         "rows": manifest.counts.get("identities", 0),

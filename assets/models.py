@@ -1,5 +1,7 @@
 """Layer models: fitted, measured and logged to MLflow. A model goes live when a base with it is published."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, final, key
@@ -21,7 +23,7 @@ INTERACTIONS = "curated.user_interactions"
 @final
 def pin_als(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
     interactions = platform.read(context, INTERACTIONS)
-    source = {
+    source: dict[str, Any] = {
         "snapshot_id": str(interactions.snapshot.id),
         "cut": dg.JsonMetadataValue(interactions.cut.to_json()),
     }

@@ -34,9 +34,14 @@ R = TypeVar("R")
 class Result(Protocol):
     """What a gate says of one thing that it looked at."""
 
-    name: str
-    passed: bool
-    description: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def passed(self) -> bool: ...
+
+    @property
+    def description(self) -> str: ...
 
 
 Gate = Callable[[Settings, IndexSpec, str], Sequence[Result]]

@@ -103,9 +103,19 @@ def result(
 class Load:
     """Events at a steady rate, through the shipped producer."""
 
-    def __init__(self, settings: Settings, run_id: str, rate: int, seconds: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run_id: str,
+        rate: int,
+        seconds: int,
+        users: Sequence[str] = (),
+        pins: Sequence[str] = (),
+    ) -> None:
         self.settings, self.rate = settings, rate
         chance = random.Random(run_id)
+        users = users or [f"bench-{run_id}-user-{number}" for number in range(USERS)]
+        pins = pins or [f"bench-{run_id}-pin-{number}" for number in range(PINS)]
         self.watched = [f"bench-{run_id}-watched-{n}" for n in range(WATCHED)]
         self.events: list[Event] = []
         self.timed: dict[str, float | None] = {}
@@ -117,9 +127,9 @@ class Load:
                 self.timed[event_id] = None
             self.events.append(
                 {
-                    "user_id": user if is_timed else f"bench-{run_id}-user-{chance.randrange(USERS)}",
+                    "user_id": user if is_timed else chance.choice(users),
                     "event_id": event_id,
-                    "pin_id": f"bench-{run_id}-pin-{chance.randrange(PINS)}",
+                    "pin_id": chance.choice(pins),
                     "action": chance.choice(ACTIONS),
                 }
             )

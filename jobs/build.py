@@ -1,7 +1,7 @@
 """A build, in this process: every asset from what the archive has to the published bases, with its progress.
 
-Belongs here: running the asset job on Dagster's instance and telling what came of it, for the command line, the demo and
-benchmarks. What a step does is in `assets`. A build needs no stream; only `wait` looks at what the archive commits.
+Belongs here: running the asset job on Dagster's instance and telling what came of it, for the command line, the demo
+and benchmarks. What a step does is in `assets`. A build needs no stream; only `wait` looks at what the archive commits.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
 
 TOKEN = "TIDEMARK_PROCESS"
+PORT_PATIENCE_S = 5.0
 MAX_LOG_BYTES = 20 * 1024 * 1024
 Say = Callable[[str], None]
 
@@ -197,7 +198,7 @@ class Supervisor(NamedTuple):
         if is_new:
             if record is not None:
                 self.sweep(record)
-            require_free_ports(process)
+            require_free_ports(process, 0.0 if record is None else PORT_PATIENCE_S)
             record = self._spawn(process)
             say(f"{process.name}: started (pid {record.pid})")
         assert record is not None
@@ -325,8 +326,12 @@ def _wait_until(is_done: Callable[[], bool], timeout_s: float) -> bool:
 # ------------------------------------------------------------------------------------------------ probes
 
 
-def require_free_ports(process: Process) -> None:
-    """One sentence, before anything is started, when somebody else listens where this process would."""
+def require_free_ports(process: Process, patience_s: float = 0.0) -> None:
+    """One sentence, before anything is started, when somebody else listens where this process would.
+
+    The system takes a moment to close the ports of a process that was killed: hence the patience.
+    """
+    _wait_until(lambda: all(preflight.is_free(host, port) for host, port, _ in process.ports), patience_s)
     for host, port, setting in process.ports:
         preflight.check_port(host, port, setting)
 
@@ -485,7 +490,7 @@ def up(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text:
         for process in processes:
             record = Record.read(keeper.pid_file(process.name))
             if record is None or not members(record):
-                require_free_ports(process)
+                require_free_ports(process, 0.0 if record is None else PORT_PATIENCE_S)
         try:
             for process in processes:
                 if keeper.start(process, say):

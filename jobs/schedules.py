@@ -1,7 +1,7 @@
 """When assets are materialized: every four hours, each after what it depends on and after its blocking checks.
 
-Belongs here: the sensor that carries out the assets' automation conditions, and the job of a whole build. The conditions
-stand with the assets (`assets.platform`).
+Belongs here: the sensor that carries out the assets' automation conditions, and the job of a whole build. The
+conditions stand with the assets (`assets.platform`).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def run(name: str, expectations: list[Any], rows: DataFrame) -> Report:
     """
     import great_expectations as gx
 
-    context = gx.get_context(mode="ephemeral")
+    context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     batch = (
         context.data_sources.add_spark(name, persist=False)

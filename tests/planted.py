@@ -173,13 +173,6 @@ BUGS = (
         ("sums",),
     ),
     Bug(
-        "what lay before the horizon is taken back all the same",
-        "sums:_base_contributions",
-        "shard.identities.row[at] >= 0",
-        "True",
-        ("sums",),
-    ),
-    Bug(
         "the horizon is applied to the base's events alone",
         "rows:TimelineView.timeline",
         "if horizon is not None:",

@@ -54,9 +54,15 @@ def families(feeds: tuple[Feed, ...], payload: pa.Schema = PAYLOAD) -> tuple[Fam
 
 @cache
 def documents() -> IndexSpec:
-    """Three streamed families from two streams, one from the base alone, and all access paths."""
+    """Three streamed families from two streams, and one from the base alone."""
+    return IndexSpec("documents", families(DOCUMENT_FEEDS), Documents(PRESENCE))
+
+
+@cache
+def searchable() -> IndexSpec:
+    """The same with all access paths."""
     return IndexSpec(
-        "documents",
+        "searchable",
         families(DOCUMENT_FEEDS),
         Documents(PRESENCE),
         (

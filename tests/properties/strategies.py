@@ -254,12 +254,12 @@ def histories(
     ages_ms: Sequence[int | None] = (None,),
     counts: Sequence[int | None] = (None,),
     most_records: int = 32,
-    most_steps: int = 8,
+    most_steps: int = 5,
     most_builds: int = 3,
 ) -> History:
     """A history of an index of this kind."""
     length = draw(st.integers(1, most_records))  # drawn first: lists are too short by themselves
-    step_count = draw(st.integers(3, most_steps))
+    step_count = draw(st.integers(1, most_steps))
     choices = Choices(draw(st.binary(min_size=8 * step_count + 40, max_size=8 * step_count + 40)))
     drawn = Choices(draw(st.binary(min_size=16 * length, max_size=16 * length)))
 
@@ -347,7 +347,6 @@ def _steps(
     read = {stream: [0] * len(log) for stream, log in logs.items()}
     archived = {stream: [0] * len(log) for stream, log in logs.items()}
     lasting: list[str] = []
-    builds = 0
     steps: list[Step] = []
 
     def forward(at: Sequence[int], log: Sequence[Sequence[Record]]) -> list[int]:
@@ -356,41 +355,51 @@ def _steps(
             for offset, records in zip(at, log, strict=True)
         ]
 
-    def epoch() -> Step:
-        stream = choices.of(sorted(logs))
+    def epoch() -> None:
+        waiting = [s for s in sorted(logs) if any(o < len(r) for o, r in zip(read[s], logs[s], strict=True))]
+        stream = choices.of(waiting if waiting and not choices.is_hit(12) else sorted(logs))
         read[stream] = forward(read[stream], logs[stream])
-        return Epoch(stream, dict(enumerate(read[stream])))
+        steps.append(Epoch(stream, dict(enumerate(read[stream]))))
 
+    def build() -> None:
+        for stream, log in logs.items():
+            archived[stream] = forward(archived[stream], log)
+        lasting.extend(loads[len(lasting) : len(lasting) + choices.below(3)])
+        steps.append(
+            Build(
+                {stream: dict(enumerate(offsets)) for stream, offsets in archived.items()},
+                tuple(lasting),
+                choices.of((0, 0, 0, 1, 3)),
+                choices.of((1, 1, 1, 1, 2, 3)),
+                choices.is_hit(3),
+                choices.below(2),
+            )
+        )
+        if not choices.is_hit(4):
+            steps.append(Publish(choices.is_hit(3)))
+
+    for _ in range(choices.of((1, 1, 0, 2))):
+        epoch()
+    build()
+    builds = 1
     for _ in range(step_count):
         kind = choices.below(20)
-        if kind < 5 or (kind >= 12 and not builds) or (kind < 12 and builds == most_builds):
-            steps.append(epoch())
-        elif kind < 12:
+        if kind < 6:
+            epoch()
+        elif (kind < 10 and builds < most_builds) or (kind < 15 and builds < 2):
             builds += 1
-            for stream, log in logs.items():
-                archived[stream] = forward(archived[stream], log)
-            lasting += loads[len(lasting) : len(lasting) + choices.below(3)]
-            steps.append(
-                Build(
-                    {stream: dict(enumerate(offsets)) for stream, offsets in archived.items()},
-                    tuple(lasting),
-                    choices.of((0, 0, 0, 1, 3)),
-                    choices.of((1, 1, 2, 3)),
-                    choices.is_hit(3),
-                    choices.below(2),
-                )
-            )
-            if not choices.is_hit(4):
-                steps.append(Publish(choices.is_hit(3)))
-        elif kind < 13:
+            build()
+            if choices.is_hit(3):
+                steps.append(Rollback(choices.below(2), choices.is_hit(2)))
+        elif kind < 15:
+            steps.append(Rollback(choices.below(2), choices.is_hit(2)))
+        elif kind < 16:
             steps.append(Publish(choices.is_hit(3)))
         elif kind < 17:
-            steps.append(Rollback(choices.below(2), choices.is_hit(2)))
-        elif kind < 18:
             steps.append(choices.of((Resume(), Restart())))
-        elif kind < 19:
+        elif kind < 18:
             steps.append(Again(choices.of(sorted(logs)), choices.below(2)))
-        elif choices.is_hit(2):
+        elif kind < 19:
             steps.append(Compact(choices.is_hit(2)))
         else:
             steps.append(Incarnation(choices.of(sorted(logs)), choices.below(3)))
@@ -400,5 +409,5 @@ def _steps(
 
 
 def _share(eighths: int, left: int) -> int:
-    """Nothing, a part, or all of what is left."""
-    return left if eighths == 7 else (left * eighths + 5) // 8
+    """Nothing, a part, or all of what is left; mostly a part."""
+    return left * (3, 1, 2, 4, 5, 6, 8, 0)[eighths] // 8 + (0 if eighths == 7 else min(1, left * 3 // 8))

@@ -75,7 +75,7 @@ def test_found_by_term_and_by_vector_equals_brute_force(
             expected = brute_force(ledger, query, where, left_out)[:k]
             assert home.view().search("near", query, k, where, left_out) == expected, where
 
-    drive(specs.documents(), history, check)
+    drive(specs.searchable(), history, check)
 
 
 @cases(100)
@@ -92,4 +92,4 @@ def test_through_the_graph_the_scores_equal_brute_force(history: History, number
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(access, "EXACT_ROWS", 1)
         patch.setattr(access, "GRAPH_SHARE", 1)
-        drive(specs.documents(), history, check)
+        drive(specs.searchable(), history, check)

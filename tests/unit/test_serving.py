@@ -308,7 +308,7 @@ def test_events_are_paged(client: Client) -> None:
     assert client.get(path("v1", "users", world.ODD_USER, "events")).json["events"][0]["event_id"] == "e/1"
 
 
-# ------------------------------------------------------------------------------------------------ what an answer stands on
+# ---------------------------------------------------------------------------------------- what an answer stands on
 
 
 def test_headers_name_what_an_answer_stands_on(client: Client, home: Any, replica: Any) -> None:
