@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 EVERY_FOUR_HOURS = "0 */4 * * *"
 ON_SCHEDULE = dg.AutomationCondition.on_cron(EVERY_FOUR_HOURS)
-AFTER_UPSTREAM = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
+_DEPENDENCY_IS_GOOD = dg.AutomationCondition.will_be_requested() | dg.AutomationCondition.all_checks_match(
+    dg.AutomationCondition.check_passed(), blocking_only=True
+)
+AFTER_UPSTREAM = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_match(_DEPENDENCY_IS_GOOD)
+"""After each update of what it depends on, unless a blocking check of that failed. What is asked for in the same tick
+is in the same run, and there Dagster itself waits for the checks: a scheduled build is one run, with one Spark session.
+(`all_deps_blocking_checks_passed` would make a run of each layer, for a check is no part of the tick.)"""
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 

@@ -39,6 +39,9 @@ def publish(settings: Settings, index: str, version: str, say: Say = lambda text
 
     versions = Versions(settings.paths.indices, index)
     versions.path(version)
+    served = versions.pointer()
+    if served is not None and version < served.version:
+        return versions.publish(version)  # which says why not, and what goes back
     refused = [finding for finding in gates.examine(settings, INDICES[index], version) if not finding.passed]
     if refused:
         raise NotPublished(

@@ -48,6 +48,7 @@ class Process(NamedTuple):
     stop_timeout_s: float = 15.0
     environment: tuple[tuple[str, str], ...] = ()
     once_ready: Callable[[], object] = lambda: None
+    is_needed_by_others: bool = False  # those after it are started only once it is ready
 
 
 class Record(NamedTuple):
@@ -193,25 +194,39 @@ class Supervisor(NamedTuple):
 
     def start(self, process: Process, say: Say = lambda text: None) -> bool:
         """Starts it unless it runs, and waits until it is ready. True if this call started it."""
-        record = Record.read(self.pid_file(process.name))
-        is_new = record is None or not is_alive(record)
-        if is_new:
-            if record is not None:
-                self.sweep(record)
-            require_free_ports(process, 0.0 if record is None else PORT_PATIENCE_S)
-            record = self._spawn(process)
-            say(f"{process.name}: started (pid {record.pid})")
-        assert record is not None
+        is_new = self.launch(process, say)
         try:
-            self._await_ready(process, record)
-            if is_new:
-                process.once_ready()
+            self.await_ready(process, is_new, say)
         except BaseException:
             if is_new:
                 self.stop(process)
             raise
-        say(f"{process.name}: ready")
         return is_new
+
+    def launch(self, process: Process, say: Say = lambda text: None) -> bool:
+        """Starts it unless it runs, and does not wait. True if this call started it."""
+        record = Record.read(self.pid_file(process.name))
+        if record is not None and is_alive(record):
+            return False
+        if record is not None:
+            self.sweep(record)
+        require_free_ports(process, 0.0 if record is None else PORT_PATIENCE_S)
+        say(f"{process.name}: started (pid {self._spawn(process).pid})")
+        return True
+
+    def await_ready(self, process: Process, is_new: bool, say: Say = lambda text: None) -> None:
+        """Waits until a running process is ready.
+
+        Raises:
+            ProcessError: it ended, or it was not ready in time.
+        """
+        record = Record.read(self.pid_file(process.name))
+        if record is None:
+            raise ProcessError(f"{process.name} was stopped while it started", remedy="run the command again")
+        self._await_ready(process, record)
+        if is_new:
+            process.once_ready()
+        say(f"{process.name}: ready")
 
     def _spawn(self, process: Process) -> Record:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -395,7 +410,7 @@ def _broker(settings: Settings) -> Process:
         ("127.0.0.1", kafka.controller_port, "kafka.controller_port"),
     )
     environment = _environment_of(settings)
-    return Process("broker", command, is_ready, ports, 120.0, 30.0, environment, once_ready)
+    return Process("broker", command, is_ready, ports, 120.0, 30.0, environment, once_ready, True)
 
 
 def _collector(settings: Settings) -> Process:
@@ -417,7 +432,7 @@ def _streams(settings: Settings) -> Process:
         return ["nice", "-n", str(settings.streams.nice), *_python("-m", "jobs.streams")]
 
     environment = _environment_of(settings)
-    return Process("streams", command, board.what_is_missing, (), 180.0, 40.0, environment)
+    return Process("streams", command, board.what_is_missing, (), 300.0, 40.0, environment)
 
 
 def _serving(settings: Settings) -> Process:
@@ -444,7 +459,7 @@ def _dagster(settings: Settings) -> Process:
         command,
         http_probe(f"http://{host}:{port}/server_info"),
         ports=((host, port, "dagster.port"),),
-        ready_timeout_s=180.0,
+        ready_timeout_s=300.0,
         stop_timeout_s=25.0,
         environment=(*_environment_of(settings), ("DAGSTER_HOME", str(home))),
     )
@@ -493,8 +508,13 @@ def up(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text:
                 require_free_ports(process, 0.0 if record is None else PORT_PATIENCE_S)
         try:
             for process in processes:
-                if keeper.start(process, say):
-                    started.append(process)  # noqa: PERF401 - what is started so far must be known when the next fails
+                if keeper.launch(process, say):
+                    started.append(process)
+                if process.is_needed_by_others:
+                    keeper.await_ready(process, process in started, say)
+            for process in processes:
+                if not process.is_needed_by_others:
+                    keeper.await_ready(process, process in started, say)
         except BaseException:
             for process in reversed(started):
                 keeper.stop(process, say)

@@ -19,7 +19,10 @@ def curated_check(table: str) -> dg.AssetChecksDefinition:
     """The expectations of a curated table."""
 
     @dg.asset_check(
-        asset=key(table), name="expectations", blocking=True, description=f"every row of {table} is valid"
+        asset=key(table),
+        name="expectations",
+        blocking=True,
+        description=f"every row of {table} is valid",
     )
     def check(
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
@@ -43,7 +46,10 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
     asset = dg.AssetKey(["base", spec.name])
 
     @dg.asset_check(
-        asset=asset, name="gate", blocking=True, description=f"the candidate of {spec.name} may be published"
+        asset=asset,
+        name="gate",
+        blocking=True,
+        description=f"the candidate of {spec.name} may be published",
     )
     def check(
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]

@@ -132,8 +132,8 @@ def _weight(hyperparameters: Hyperparameters) -> Any:
 def _vectors(told: DataFrame, hyperparameters: Hyperparameters) -> DataFrame:
     from pyspark.ml.recommendation import ALS
 
-    pairs = told.groupBy("user_id", "pin_id").agg(F.sum("weight").cast("float").alias("strength"))
-    users, pins = _numbered(told, "user_id", "user"), _numbered(told, "pin_id", "pin").persist()
+    pairs = told.groupBy("user_id", "pin_id").agg(F.sum("weight").cast("float").alias("strength")).persist()
+    users, pins = _numbered(pairs, "user_id", "user"), _numbered(pairs, "pin_id", "pin").persist()
     numbered = pairs.join(users, "user_id").join(pins, "pin_id").select("user", "pin", "strength")
     als = ALS(
         rank=hyperparameters.rank,
@@ -149,14 +149,15 @@ def _vectors(told: DataFrame, hyperparameters: Hyperparameters) -> DataFrame:
         ratingCol="strength",
     )
     factors = als.fit(numbered).itemFactors
+    pairs.unpersist()
     return factors.join(pins, factors["id"] == pins["pin"]).select(
         "pin_id", F.col("features").alias("vector")
     )
 
 
-def _numbered(told: DataFrame, column: str, number: str) -> DataFrame:
+def _numbered(pairs: DataFrame, column: str, number: str) -> DataFrame:
     """Spark's ALS takes integers: the ids' dense ranks, the same for the same ids whatever their order was."""
-    ids = told.select(column).distinct()
+    ids = pairs.select(column).distinct()
     return ids.select(column, F.row_number().over(Window.orderBy(column)).alias(number))
 
 

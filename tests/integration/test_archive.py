@@ -86,8 +86,8 @@ def held(settings: Settings) -> Position:
 def run_until(spark: SparkSession, settings: Settings, position: Position) -> None:
     """Run the archive until the raw tables hold the position, as its host does: started again where it ends early.
 
-    Spark 4.1.1 (SPARK-57438) ends a query after a batch that it runs again from its log: the Kafka source reports how far
-    it lags behind offsets that it has not asked for yet. The batch is committed, and the next start goes on.
+    Spark 4.1.1 (SPARK-57438) ends a query after a batch that it runs again from its log: the Kafka source reports how
+    far it lags behind offsets that it has not asked for yet. The batch is committed, and the next start goes on.
     """
     for _ in range(2):
         query = archive.start(spark, settings)

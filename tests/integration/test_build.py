@@ -28,6 +28,8 @@ from pipelines.recommend import registry
 from pipelines.settings import Settings
 from tests.conftest import small_settings
 
+pytestmark = pytest.mark.timeout(1800)  # a build of everything, four times over
+
 HOUR_MS = 3_600_000
 USERS, PINS = 12, 9
 Record = dict[str, Any]

@@ -404,7 +404,9 @@ def _steps(
         else:
             steps.append(Incarnation(choices.of(sorted(logs)), choices.below(3)))
     if not choices.is_hit(4):  # mostly the streams catch up in the end, so that late and older forms come
-        steps += [Epoch(stream, {p: len(log) for p, log in enumerate(logs[stream])}) for stream in sorted(logs)]
+        for stream, log in sorted(logs.items()):
+            if any(offset < len(records) for offset, records in zip(read[stream], log, strict=True)):
+                steps.append(Epoch(stream, {partition: len(records) for partition, records in enumerate(log)}))
     return tuple(steps)
 
 

@@ -21,7 +21,9 @@ def instance() -> dg.DagsterInstance:
 
 def asked(instance: dg.DagsterInstance, at: datetime, cursor: object = None):  # type: ignore[no-untyped-def]
     result = dg.evaluate_automation_conditions(defs, instance, evaluation_time=at, cursor=cursor)  # type: ignore[arg-type]
-    keys = {found.key for found in result.results if found.true_subset.size and isinstance(found.key, dg.AssetKey)}
+    keys = {
+        found.key for found in result.results if found.true_subset.size and isinstance(found.key, dg.AssetKey)
+    }
     return keys, result.cursor
 
 
@@ -35,17 +37,20 @@ def test_everything_is_asked_for_every_four_hours_and_not_in_between(instance: d
     assert keys == set()
 
 
-def test_nothing_is_asked_for_behind_a_check_that_failed(instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("passed", [True, False])
+def test_nothing_is_asked_for_behind_a_check_that_failed(instance: dg.DagsterInstance, passed: bool) -> None:
     _, cursor = asked(instance, START)
     for name in ("user_interactions", "pins_catalogue", "pins_offer"):
         key = dg.AssetKey(["curated", name])
         instance.report_runless_asset_event(dg.AssetMaterialization(key))
         instance.report_runless_asset_event(
-            dg.AssetCheckEvaluation(asset_key=key, check_name="expectations", passed=key != CURATED, blocking=True)
+            dg.AssetCheckEvaluation(
+                asset_key=key, check_name="expectations", passed=passed or key != CURATED, blocking=True
+            )
         )
     keys, _ = asked(instance, START + timedelta(minutes=1), cursor)
     behind = {key for key in keys if CURATED in defs.resolve_asset_graph().get(key).parent_keys}
-    assert behind == set()
+    assert {key.path[0] for key in behind} == ({"index", "models"} if passed else set())
 
 
 def test_every_table_has_a_blocking_check_and_the_sensor_runs_by_itself() -> None:
