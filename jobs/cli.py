@@ -950,9 +950,13 @@ def read_accounts(settings: Settings) -> dict[str, dict[str, Any]]:
     table = lake.open_table(settings, lake.OPS_ACCOUNT.name)
     rows = table.scan().to_arrow().to_pylist() if table is not None else []
     found: dict[str, dict[str, Any]] = {}
-    for snapshot in [s.id for s in reversed(list(lake.ancestors(settings, "raw.user_interactions")))]:
-        found |= {row["table"]: row for row in rows if row["snapshot_id"] == snapshot}
-    return {name: {**row, "refused": json.loads(row["refused_by_reason"])} for name, row in found.items()}
+    for name in sorted({row["table"] for row in rows}):
+        places = {snapshot.id: place for place, snapshot in enumerate(lake.ancestors(settings, name))}
+        known = [row for row in rows if row["table"] == name and row["snapshot_id"] in places]
+        if known:
+            newest = min(known, key=lambda row: places[row["snapshot_id"]])
+            found[name] = {**newest, "refused": json.loads(newest["refused_by_reason"])}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ trying it

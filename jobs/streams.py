@@ -9,6 +9,7 @@ Each stream has a thread of its own, so that one that fails, or waits for a brok
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from pyspark.sql.streaming import StreamingQuery
 
+    from pipelines.indexing.streaming import HotStream, HotStreamRun
     from pipelines.settings import Settings
 
 log = logging.getLogger("tidemark.streams")
@@ -130,7 +132,7 @@ def stream_names() -> list[str]:
 
 def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
     """The streams of this process. Beginning one asks the broker for its topics, and makes them if they are missing."""
-    from pipelines.indexing.streaming import HotStream, HotStreamRun
+    from pipelines.indexing.streaming import HotStreamRun
     from pipelines.indices import INDICES, STREAMS
     from pipelines.ingest import archive, broker
 
@@ -139,11 +141,17 @@ def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
             stream, INDICES.values(), deltas=settings.paths.delta, checkpoints=settings.paths.checkpoints
         )
 
+        warmed: list[bool] = []
+
         def begin() -> StreamingQuery:
+            topic_ids = broker.ensure_topics(settings, stream.topics)
+            if not warmed:
+                warm_up(spark, run)
+                warmed.append(True)
             return run.start(
                 spark,
                 servers=settings.kafka.bootstrap_servers,
-                topic_ids=broker.ensure_topics(settings, stream.topics),
+                topic_ids=topic_ids,
                 partitions=settings.kafka.partitions,
                 trigger_ms=settings.streams.trigger_ms,
                 max_rows=settings.streams.max_rows_per_epoch,
@@ -152,6 +160,32 @@ def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
         return Hosted(stream.name, begin)
 
     return [Hosted(archive.STREAM, lambda: archive.start(spark, settings)), *map(hot, STREAMS.values())]
+
+
+def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
+    """Takes the contract's own examples through decoding and transforms, and keeps nothing.
+
+    The first time costs seconds (plans are compiled, Python workers started): better before a stream says that it runs
+    than in its first epoch.
+    """
+    import pyarrow as pa
+
+    from pipelines.contracts import RECORD, contract_of
+    from pipelines.indexing.streaming import REASON
+
+    for topic in run.stream.topics:
+        values = [json.dumps(example).encode() for example in contract_of(topic).examples]
+        records = {
+            field.name: pa.array(values if field.name == "value" else [None] * len(values), field.type)
+            for field in RECORD
+        }
+        records["broker_time"] = pa.array(
+            [4_000_000_000_000_000] * len(values), RECORD.field("broker_time").type
+        )
+        decoded = run.stream.decode(spark.createDataFrame(pa.table(records, schema=RECORD))).toArrow()
+        rows = spark.createDataFrame(decoded.drop_columns([REASON]))
+        for spec in run.specs:
+            run.facts(spec, rows)
 
 
 # ------------------------------------------------------------------------------------------------ the process

@@ -76,7 +76,10 @@ def matching(
     return {
         key
         for key, families in found.items()
-        if all(family in families and families[family][column] == term for (family, column), term in where.items())
+        if all(
+            family in families and families[family][column] == term
+            for (family, column), term in where.items()
+        )
     }
 
 
@@ -169,7 +172,8 @@ def sums(
         before = buckets.get(start, (0,) * len(statement.amounts))
         buckets[start] = tuple(a + b for a, b in zip(before, statement.amounts, strict=True))
     without_zeros = {
-        key: {start: total for start, total in buckets.items() if any(total)} for key, buckets in totals.items()
+        key: {start: total for start, total in buckets.items() if any(total)}
+        for key, buckets in totals.items()
     }
     return {key: buckets for key, buckets in without_zeros.items() if buckets}
 

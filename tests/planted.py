@@ -1,7 +1,7 @@
 """Bugs to plant in the heart, one at a time: the tests of the tests.
 
-Belongs here: which text of a shipped function is replaced by which mistake, and how. Does not belong here: finding them;
-``tests/properties/test_planted_bugs.py`` shows that the property tests do.
+Belongs here: which text of a shipped function is replaced by which mistake, and how. Does not belong here: finding
+them; ``tests/properties/test_planted_bugs.py`` shows that the property tests do.
 
 A bug is planted by giving the function the code of its altered source, so that every module that imported it has it
 too. A text that is no longer there, once, is an error: then the code has moved on and the bug has to be written anew.
@@ -31,7 +31,6 @@ class Bug(NamedTuple):
 
 
 ROWS = ("documents", "timeline")
-ALL = (*ROWS, "sums")
 
 BUGS = (
     Bug(
@@ -41,9 +40,21 @@ BUGS = (
         ", self.is_deleted)",
         ("documents",),
     ),
-    Bug("deletion is left out of the rank", "merge:Ranks.columns", "self.is_deleted, ", "", ("timeline",),),
-    Bug("only the first place of a version is compared", "merge:Ranks.columns", "range(4)", "range(1)", ("sums",),),
-    Bug(">= for > while ranks are compared", "merge:greater", "(mine > other)", "(mine >= other)", ("documents",),),
+    Bug("deletion is left out of the rank", "merge:Ranks.columns", "self.is_deleted, ", "", ("timeline",)),
+    Bug(
+        "only the first place of a version is compared",
+        "merge:Ranks.columns",
+        "range(4)",
+        "range(1)",
+        ("sums",),
+    ),
+    Bug(
+        ">= for > while ranks are compared",
+        "merge:greater",
+        "(mine > other)",
+        "(mine >= other)",
+        ("documents",),
+    ),
     Bug(
         "the content hash is compared without its sign",
         "merge:greater",

@@ -100,8 +100,8 @@ class Ledger:
         self.pending: Candidate | None = None
         """a base that the pointer names and that is not served yet"""
         self.is_without_delta = False
-        self._incarnation = {stream: 0 for stream in history.logs}
-        self._epoch = {stream: 0 for stream in history.logs}
+        self._incarnation = dict.fromkeys(history.logs, 0)
+        self._epoch = dict.fromkeys(history.logs, 0)
         self._next = {stream: dict.fromkeys(range(len(log)), 0) for stream, log in history.logs.items()}
 
     def batch(self, step: Epoch) -> Batch:
@@ -197,7 +197,9 @@ class Ledger:
 
     def position(self) -> tuple[dict[str, dict[int, int]], tuple[str, ...]]:
         """How far what is visible reaches, by stream and partition, and the loads in it."""
-        reached = {stream: dict(offsets) for stream, offsets in self.served.archived.items()} if self.served else {}
+        reached = (
+            {stream: dict(offsets) for stream, offsets in self.served.archived.items()} if self.served else {}
+        )
         for batch in () if self.is_without_delta else self.committed:
             mine = reached.setdefault(batch.stream, {})
             for partition, offset in batch.end.items():
@@ -319,9 +321,7 @@ class Home:
 
     def roll_back(self, candidate: Candidate, without_delta: bool) -> None:
         """The pointer names an older base."""
-        self.versions.rollback(
-            self._names[candidate.number], deltas=self.deltas, without_delta=without_delta
-        )
+        self.versions.rollback(self._names[candidate.number], deltas=self.deltas, without_delta=without_delta)
 
     def restart(self) -> None:
         """Serving begins anew, from the pointer, the base's files and the delta's snapshot."""

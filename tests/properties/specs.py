@@ -48,7 +48,8 @@ AMOUNTS = ("quantity", "value")
 def families(feeds: tuple[Feed, ...], payload: pa.Schema = PAYLOAD) -> tuple[Family, ...]:
     """A family for each feed."""
     return tuple(
-        Family(feed.family, VECTORS if feed.stream is None else payload, feed.stream, unchanged) for feed in feeds
+        Family(feed.family, VECTORS if feed.stream is None else payload, feed.stream, unchanged)
+        for feed in feeds
     )
 
 
@@ -89,4 +90,6 @@ def joined_timeline(count: int | None) -> IndexSpec:
 @cache
 def sums(age_ms: int | None) -> IndexSpec:
     """Two families of events that count, with or without horizon."""
-    return IndexSpec("sums", families(SUM_FEEDS, pa.schema([("text", pa.string())])), Sums(MINUTE_MS, AMOUNTS, age_ms))
+    return IndexSpec(
+        "sums", families(SUM_FEEDS, pa.schema([("text", pa.string())])), Sums(MINUTE_MS, AMOUNTS, age_ms)
+    )

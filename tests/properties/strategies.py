@@ -406,7 +406,9 @@ def _steps(
     if not choices.is_hit(4):  # mostly the streams catch up in the end, so that late and older forms come
         for stream, log in sorted(logs.items()):
             if any(offset < len(records) for offset, records in zip(read[stream], log, strict=True)):
-                steps.append(Epoch(stream, {partition: len(records) for partition, records in enumerate(log)}))
+                steps.append(
+                    Epoch(stream, {partition: len(records) for partition, records in enumerate(log)})
+                )
     return tuple(steps)
 
 

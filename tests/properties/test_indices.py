@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,7 +81,10 @@ def pin_update(case: int, choose: random.Random) -> dict[str, Any]:
             "new": choose.choice((1, 2)),
         }
     if choose.random() < 0.6:
-        about["offer"] = {"price_usd_micros": choose.choice((1, 2, -1)), "is_available": choose.random() < 0.5}
+        about["offer"] = {
+            "price_usd_micros": choose.choice((1, 2, -1)),
+            "is_available": choose.random() < 0.5,
+        }
     return about
 
 
@@ -203,7 +206,7 @@ def log_of(topic: str, choose: random.Random) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Logs of every topic, run through every stream."""
     choose = random.Random(SEED)
     topics = sorted({topic for stream in STREAMS.values() for topic in stream.topics})
@@ -225,7 +228,7 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iter
     made = World(spark, folder, records, Position(cut), vectors)
     for name in STREAMS:
         run_stream(made, name)
-    yield made
+    return made
 
 
 def run_stream(world: World, name: str) -> None:
@@ -297,7 +300,9 @@ def facts_of(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]) 
     return union.select(*fact.schema(spec).names)
 
 
-def batch_view(world: World, spec: IndexSpec, name: str, cut: Position, records: Callable[[str], pa.Table]) -> View:
+def batch_view(
+    world: World, spec: IndexSpec, name: str, cut: Position, records: Callable[[str], pa.Table]
+) -> View:
     """A base that Spark's executors build of records, mapped, with the delta that the stream made."""
     directory = world.folder / "bases" / spec.name / name
     build.build(spec, facts_of(world, spec, records), directory, build.Meta(name, cut), shard_count=SHARDS)
@@ -354,7 +359,7 @@ def test_epochs_alone_equal_the_oracle(world: World, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(INDICES))
 def test_a_batch_alone_equals_the_oracle(world: World, name: str) -> None:
     spec = INDICES[name]
-    everything = Position({topic_id(t): {p: 10**6 for p in range(PARTITIONS)} for t in world.records})
+    everything = Position({topic_id(t): dict.fromkeys(range(PARTITIONS), 10**6) for t in world.records})
     view = batch_view(world, spec, "whole", everything, world.records.__getitem__)
     assert view.overlay_facts == 0
     assert_equal(view, spec, statements(world, spec, world.records.__getitem__) + modelled(world, spec))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.indexing.position import Position
+from pipelines.indexing.versions import Pointer
 from tests.oracle import Statement
 from tests.properties import specs
 from tests.properties.harness import Batch, Candidate, Home
@@ -45,7 +47,9 @@ def batch(epoch: int, statements: tuple[Statement, ...]) -> Batch:
     return Batch("fast", 0, epoch, {0: epoch}, {0: epoch + 1}, statements)
 
 
-def run_beside_readers(home: Home, said: Callable[[int], tuple[Statement, ...]], read: Callable[[], None]) -> None:
+def run_beside_readers(
+    home: Home, said: Callable[[int], tuple[Statement, ...]], read: Callable[[], None]
+) -> None:
     """Epochs are committed and bases swapped while two threads read all the time."""
     failures: list[BaseException] = []
     is_over = threading.Event()
@@ -135,7 +139,7 @@ def test_a_base_that_cannot_be_opened_leaves_the_old_view(tmp_path: Path) -> Non
         with pytest.raises(Exception, match="identities.arrow"):
             home.publish(broken)
         (home.indices / "documents" / "pointer.json").write_text(
-            '{"version": "%s", "with_delta": true, "generation": 1, "changed_at": "", "action": "publish"}' % name
+            json.dumps(Pointer(name, True, 1, "", "publish")._asdict())
         )
         wait_until(lambda: home.follower.status()["error"] is not None)
         assert "identities.arrow" in home.follower.status()["error"]

@@ -53,7 +53,9 @@ def check_terms(home: Home, ledger: Ledger) -> None:
 
 def check_vectors(home: Home, ledger: Ledger) -> None:
     """The vectors of the base that is served, and none of another model's."""
-    modelled = {s.key: s.payload for s in (ledger.served.statements if ledger.served else ()) if s.family == "vector"}
+    modelled = {
+        s.key: s.payload for s in (ledger.served.statements if ledger.served else ()) if s.family == "vector"
+    }
     matrix, has = home.view().vectors("near", KEYS)
     assert has.tolist() == [key in modelled for key in KEYS]
     for key, row in zip(KEYS, matrix.tolist(), strict=True):

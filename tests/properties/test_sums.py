@@ -34,7 +34,9 @@ def check(home: Home, ledger: Ledger) -> None:
     windows = [(horizon, None), (max(start, horizon or start), start + 3 * MINUTE_MS)]
     for number, (begin, end) in enumerate(windows):
         for key in (*KEYS[:3], b"nobody"):
-            within = {b: a for b, a in expected.get(key, {}).items() if b >= (begin or 0) and b < (end or 2**62)}
+            within = {
+                b: a for b, a in expected.get(key, {}).items() if b >= (begin or 0) and b < (end or 2**62)
+            }
             assert view.sums(key, begin, end) == within, (key, begin, end)
         weights = WEIGHTS[(number + len(ledger.committed)) % 3]
         totals = oracle.top(expected, weights, begin or 0, end or 2**62)
@@ -61,7 +63,9 @@ def test_every_answer_equals_the_oracle(history: History) -> None:
 HALF = 2**62  # two of these do not fit into 64 bits
 
 
-def statement(event: str, *, minute: int = 0, key: bytes = KEYS[0], version: int = 1, amount: int = HALF) -> Statement:
+def statement(
+    event: str, *, minute: int = 0, key: bytes = KEYS[0], version: int = 1, amount: int = HALF
+) -> Statement:
     """One event that counts very much."""
     time_ms = START_MS + minute * MINUTE_MS
     return Statement("views", key, b"", (version,), False, 0, time_ms, (amount, 0), None, event.encode())
