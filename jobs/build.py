@@ -228,11 +228,13 @@ def _reported(
         for check in result.get_asset_check_evaluations()
         if not check.passed
     }
-    blocked = {name.replace("/", "_") for name in (check.partition(":")[0] for check in failed_checks)}
+    of_checks = {
+        name.replace(":", "_") for name in failed_checks
+    }  # a blocking check that fails is a failed step too
     failed_steps = {
         step.name: step.detail or "failed"
         for step in watch.steps
-        if step.state == "failed" and not any(step.name.startswith(f"{name}_") for name in blocked)
+        if step.state == "failed" and step.name not in of_checks
     }
     return BuildReport(
         passed=result.success and set(indices) <= set(published),

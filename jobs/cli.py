@@ -164,13 +164,13 @@ def _switch(name: str, is_on: bool, as_json: bool) -> None:
         names = (processes.up if is_on else processes.down)(keeper, chosen, console.say)
         _print_switched(name, is_on, bool(names), as_json)
         return
-    streams = _stream_names()
+    board = controls.Controls(settings.paths.run)
+    streams = list(board.status()) or _stream_names()
     if name not in streams:
         raise processes.ProcessError(
             f"there is no process or stream {name!r}",
             remedy=f"name one of {', '.join([*(process.name for process in known), *streams])}",
         )
-    board = controls.Controls(settings.paths.run)
     wanted = controls.RUNNING if is_on else controls.STOPPED
     changed = board.should_run(name) != is_on
     board.ask(name, wanted)
@@ -208,7 +208,7 @@ def status(as_json: Json = False) -> None:
     settings = _settings()
     found = _statuses(settings, processes.local(settings))
     board = controls.Controls(settings.paths.run)
-    streams, asked = board.status(), board.wanted()
+    streams, asked, addresses = board.status(), board.wanted(), urls(settings)
     is_ready = all(process["state"] == "ready" for process in found)
     if as_json:
         console.emit_json(
@@ -217,11 +217,12 @@ def status(as_json: Json = False) -> None:
                 "processes": found,
                 "streams": streams,
                 "asked": asked,
+                "addresses": addresses,
                 "home": str(settings.home),
             }
         )
     else:
-        columns = ("process", "state", "pid", "up for", "memory", "what is missing")
+        columns = ("process", "state", "pid", "up for", "memory", "address", "what is missing")
         console.table(
             f"Processes of {settings.home}",
             columns,
@@ -232,6 +233,7 @@ def status(as_json: Json = False) -> None:
                     str(p["pid"] or ""),
                     _ago(p["uptime_s"]),
                     _mb(p["rss_mb"]),
+                    addresses.get(p["name"]) if p["pid"] else "",
                     p["detail"],
                 )
                 for p in found
@@ -697,9 +699,13 @@ def load(
     source: Annotated[
         str, typer.Argument(help="`complete-journey` (the real input), or a Parquet file or folder.")
     ],
-    contract: Annotated[
+    topic: Annotated[
         str | None,
-        typer.Option(help="For Parquet: the topic whose contract its columns keep, as `user-interactions`."),
+        typer.Option(
+            "--topic",
+            "--contract",
+            help="For Parquet: the topic whose contract its columns keep, as `user-interactions`.",
+        ),
     ] = None,
     load_id: Annotated[
         str | None, typer.Option(help="Names the load for good; by default made from the content.")
@@ -711,7 +717,7 @@ def load(
 ) -> None:
     """Load history into the raw tables, once: doing it again changes nothing. It is served from the next base on."""
     settings = _settings()
-    results, extra = run_load(settings, source, contract, load_id, fraction)
+    results, extra = run_load(settings, source, topic, load_id, fraction)
     if as_json:
         console.emit_json({"loads": [result.to_json() for result in results], **extra})
         return
@@ -736,7 +742,7 @@ def load(
 
 
 def run_load(
-    settings: Settings, source: str, contract: str | None, load_id: str | None, fraction: float
+    settings: Settings, source: str, topic: str | None, load_id: str | None, fraction: float
 ) -> tuple[list[LoadResult], dict[str, Any]]:
     """A load with its progress shown: of the real input, or of Parquet."""
     from pipelines.contracts import contract_of
@@ -746,13 +752,13 @@ def run_load(
     is_journey = source in (complete_journey.NAME, complete_journey.NAME.replace("-", "_"))
     if not is_journey:
         loader.parquet_files(source)
-        if contract is None:
+        if topic is None:
             raise loader.LoadError(
                 "a Parquet file needs a contract",
                 where=source,
-                remedy="add --contract user-interactions or pin-updates",
+                remedy="add --topic user-interactions or pin-updates",
             )
-    chosen = contract_of(contract) if contract is not None else None
+    chosen = contract_of(topic) if topic is not None else None
     with console.step(f"loading {source}", settings.paths.logs / "load.log") as report:
         report("starting Spark")
         from pipelines.spark import session

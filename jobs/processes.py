@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ class Status(NamedTuple):
     log: str
     uptime_s: float | None
     rss_mb: int | None
+    command: str = ""
 
 
 # ---------------------------------------------------------------------------------------------- which process is it?
@@ -105,7 +107,10 @@ def start_time(pid: int) -> str | None:
     _reap(pid)
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
+        if fields[0] in "ZX":
+            _reap(pid)
+            return None
+        return fields[19]
     except (OSError, IndexError):
         if Path("/proc/self/stat").exists():
             return None
@@ -316,7 +321,10 @@ class Supervisor(NamedTuple):
             ("ready" if missing is None else "starting"),
             round(time.time() - record.started_at, 1),
         )
-        return Status(process.name, state, record.pid, missing or "", log, uptime_s, _rss_mb(members(record)))
+        command = shlex.join(record.command)
+        return Status(
+            process.name, state, record.pid, missing or "", log, uptime_s, _rss_mb(members(record)), command
+        )
 
     def last_lines(self, name: str, count: int = 15) -> str:
         try:

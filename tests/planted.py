@@ -237,7 +237,7 @@ BUGS = (
         "rows:_compact",
         "is_superseded[at[at >= 0]] = True",
         "pass",
-        ROWS,
+        ("timeline",),
     ),
 )
 

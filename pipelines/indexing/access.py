@@ -195,17 +195,20 @@ class Vectors:
                 return best(rows, self.matrix[rows] @ query, k)
             scores = self.matrix @ query
             scores[hidden] = -np.inf
-            found = best(np.arange(len(scores)), scores, k)
-            is_shown = found[1] > -np.inf
-            return found[0][is_shown], found[1][is_shown]
+            rows, scores = best(None, scores, k)
+            is_shown = scores > -np.inf
+            return rows[is_shown], scores[is_shown]
         rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows
         return best(rows, self.matrix[rows] @ query, k)
 
 
-def best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` rows of greatest score and every row that ties with the last of them, in no order."""
-    if len(rows) <= k:
-        return rows, scores
+def best(rows: np.ndarray | None, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` rows of greatest score and every row that ties with the last of them, in no order.
+
+    ``rows``: which row each score is of; None: the rows in order.
+    """
+    if len(scores) <= k:
+        return (np.arange(len(scores)) if rows is None else rows), scores
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
     chosen = np.flatnonzero(scores >= threshold)
-    return rows[chosen], scores[chosen]
+    return (chosen if rows is None else rows[chosen]), scores[chosen]

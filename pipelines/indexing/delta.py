@@ -251,7 +251,9 @@ def retire(path: Path, before: datetime.date) -> int:
         table = DeltaTable(str(path))
     except TableNotFoundError:
         return 0
-    days = pc.unique(pa.array([Path(file).parent.name.partition("=")[2] for file in table.file_uris()], pa.string()))
+    days = pc.unique(
+        pa.array([Path(file).parent.name.partition("=")[2] for file in table.file_uris()], pa.string())
+    )
     retired = [day for day in days.to_pylist() if day < before.isoformat()]
     files = [file for file in table.file_uris() if Path(file).parent.name.partition("=")[2] in retired]
     gone = _markers(files)

@@ -6,6 +6,7 @@ Belongs here: which epochs are folded, in what portions, up to which bound. The 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class Overlay:
         self.max_facts = max_facts
         self._tailer = Tailer(base.spec, path) if path else None
         self._last_epoch: str | None = None
+        self.freshness_s: float | None = (
+            None  # of the last fold: from the broker to here, for its newest record
+        )
 
     @property
     def last_epoch(self) -> str | None:
@@ -103,3 +107,5 @@ class Overlay:
             epochs, key=lambda e: (e.marker.broker_time_max_ms or 0, e.marker.incarnation, e.marker.epoch)
         )
         self._last_epoch = newest.marker.name
+        if newest.marker.broker_time_max_ms is not None:
+            self.freshness_s = max(0.0, time.time() - newest.marker.broker_time_max_ms / 1000)

@@ -126,6 +126,7 @@ class Follower:
             "overlay_max_facts": overlay.max_facts,
             "is_overlay_full": overlay.is_full,
             "last_epoch": overlay.last_epoch,
+            "freshness_s": overlay.freshness_s,
             "delta_version": overlay.log_version,
             "counts": manifest.counts if manifest else {},
             "models": manifest.models if manifest else {},

@@ -265,17 +265,18 @@ class DocumentsView(_RowsView):
         found: list[tuple[bytes, float]] = []
         for shard in self.base.shards:
             vectors = self._vectors(shard, path)
-            touched = self._touched.of(shard)
-            hidden = np.union1d(np.flatnonzero(touched), excluded.get(id(shard), _NO_ROWS))
-            hidden = vectors.row_of_ordinal[hidden]
+            is_hidden = self._touched.of(shard)
+            if id(shard) in excluded:
+                is_hidden = is_hidden.copy()
+                is_hidden[excluded[id(shard)]] = True
+            if not where and not self._are_all_visible(shard):
+                is_hidden = is_hidden | ~self._visible(shard)
+            hidden = vectors.row_of_ordinal[np.flatnonzero(is_hidden)]
             hidden = hidden[hidden >= 0]
             rows = None
             if where:
                 rows = vectors.row_of_ordinal[self._passing(shard, where)].astype(np.int64)
                 rows = rows[rows >= 0]
-            elif not self._visible(shard).all():
-                invisible = vectors.row_of_ordinal[~self._visible(shard)]
-                hidden = np.union1d(hidden, invisible[invisible >= 0])
             found += _named(shard, vectors, vectors.nearest(query, k, rows, hidden), k)
         found += self._search_touched(name, query, k, where or {}, exclude)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
@@ -322,6 +323,9 @@ class DocumentsView(_RowsView):
         assert isinstance(self.spec.read, Documents)
         presence = self.spec.read.presence
         return _opened(shard, "visible", lambda: shard.ends[presence] > shard.starts[presence])
+
+    def _are_all_visible(self, shard: RowsShard) -> bool:
+        return _opened(shard, "are all visible", lambda: bool(self._visible(shard).all()))
 
     def _vectors(self, shard: RowsShard, path: Vector) -> access.Vectors:
         count = len(shard.keys.lookup)

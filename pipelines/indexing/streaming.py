@@ -220,7 +220,9 @@ class HotStreamRun:
         """What the deltas hold of this stream: the least position of them all."""
         found = [delta.markers(self._path(spec), self.stream.name) for spec in self.specs]
         number = max((m.incarnation for markers in found for m in markers), default=0)
-        number = max([number, *(delta.last_incarnation(self._path(s), self.stream.name, number) for s in self.specs)])
+        number = max(
+            [number, *(delta.last_incarnation(self._path(s), self.stream.name, number) for s in self.specs)]
+        )
         each = [positions.merge_all(m.end for m in markers) for markers in found]
         return Committed(number, positions.meet_all(each))
 

@@ -133,21 +133,19 @@ class SumsView:
             weights: One for each amount.
         """
         self._check_window(from_ms)
-        weight = np.asarray(weights, np.int64)
-        adjusted = self._adjusted_totals(weight, from_ms, to_ms)
+        adjusted = self._adjusted_totals(np.asarray(weights, np.int64), from_ms, to_ms)
         found: list[tuple[bytes, int]] = []
         for shard in self.base.shards:
             totals = _shard_totals(shard, tuple(weights), from_ms, to_ms)
-            touched = [n for (s, n) in adjusted.base if s is shard]
-            if touched:
+            if id(shard) in adjusted.base:
+                ordinals, changes = adjusted.base[id(shard)]
                 totals = totals.copy()
-                totals[touched] = [_checked([int(totals[n]) + adjusted.base[(shard, n)]])[0] for n in touched]
-            chosen = np.flatnonzero(totals > 0)
-            if len(chosen) > k:
-                least = np.partition(totals[chosen], len(chosen) - k)[len(chosen) - k]
-                chosen = chosen[totals[chosen] >= least]
+                totals[ordinals] = _fitting(_exact([totals[ordinals]])[0] + changes)
+            chosen = _greatest(totals, k)
             found += zip(shard.key_bytes.take(chosen).to_pylist(), totals[chosen].tolist(), strict=True)
-        found += [(key, total) for key, total in adjusted.new.items() if total > 0]
+        new = _fitting(adjusted.new_totals)
+        chosen = _greatest(new, k)
+        found += zip(adjusted.new_keys.take(chosen).to_pylist(), new[chosen].tolist(), strict=True)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
 
     @property
@@ -168,36 +166,52 @@ class SumsView:
             )
 
     def _adjusted_totals(self, weight: np.ndarray, from_ms: int | None, to_ms: int | None) -> _Adjusted:
-        by_key: dict[tuple[int, int], int] = {}
-        names: dict[tuple[int, int], bytes] = {}
-        for run in self.runs:
-            keys, key, bucket_ms, amounts = run.adjustments
-            rows = np.flatnonzero(_inside(bucket_ms, from_ms, to_ms))
-            totals = _weighted(amounts[rows], weight)
-            pairs = zip(keys.lookup[rows].tolist(), keys.check[rows].tolist(), strict=True)
-            for pair, total, name in zip(pairs, totals.tolist(), key.take(rows).to_pylist(), strict=True):
-                by_key[pair] = by_key.get(pair, 0) + total
-                if name is not None:
-                    names[pair] = name
-        pairs_ = list(by_key)
-        hashed = Hashes(
-            np.array([p[0] for p in pairs_], np.uint64), np.array([p[1] for p in pairs_], np.uint64)
-        )
-        base: dict[tuple[SumsShard, int], int] = {}
-        known: set[int] = set()
+        inside = [
+            (run.adjustments, np.flatnonzero(_inside(run.adjustments.bucket_ms, from_ms, to_ms)))
+            for run in self.runs
+        ]
+        if not any(len(rows) for _, rows in inside):
+            return _Adjusted({}, pa.array([], pa.large_binary()), np.empty(0, np.int64))
+        lookup = np.concatenate([a.keys.lookup[rows] for a, rows in inside])
+        check = np.concatenate([a.keys.check[rows] for a, rows in inside])
+        key = pa.concat_arrays([a.key.take(pa.array(rows)) for a, rows in inside])
+        totals = np.concatenate(_exact([_weighted(a.amounts[rows], weight) for a, rows in inside]))
+        is_unnamed = key.is_null().to_numpy(zero_copy_only=False)
+        order = np.lexsort((is_unnamed, check, lookup))
+        starts = run_starts(lookup[order], check[order])
+        summed = np.add.reduceat(totals[order], starts)
+        hashed, key = Hashes(lookup, check).take(order[starts]), key.take(pa.array(order[starts]))
+        is_new = ~is_unnamed[order[starts]]
+        base = {}
         for shard, queries, at in _keys(self.base, hashed):
-            for query, number in zip(queries.tolist(), at.tolist(), strict=True):
-                base[(shard, number)] = by_key[pairs_[query]]
-                known.add(query)
-        new = {
-            names[p]: _checked([by_key[p]])[0] for n, p in enumerate(pairs_) if n not in known and p in names
-        }
-        return _Adjusted(base, new)
+            base[id(shard)] = (at, summed[queries])
+            is_new[queries] = False
+        new = np.flatnonzero(is_new)
+        return _Adjusted(base, key.take(pa.array(new)), summed[new])
 
 
 class _Adjusted(NamedTuple):
-    base: dict[tuple[SumsShard, int], int]
-    new: dict[bytes, int]
+    """What the overlay adds to weighted totals: by shard to known keys (ordinals, changes), and keys that are new."""
+
+    base: dict[int, tuple[np.ndarray, np.ndarray]]
+    new_keys: pa.Array
+    new_totals: np.ndarray
+
+
+def _greatest(totals: np.ndarray, k: int) -> np.ndarray:
+    """The places of the ``k`` greatest positive totals, and of every one that ties with the last of them."""
+    chosen = np.flatnonzero(totals > 0)
+    if len(chosen) > k:
+        least = np.partition(totals[chosen], len(chosen) - k)[len(chosen) - k]
+        chosen = chosen[totals[chosen] >= least]
+    return chosen
+
+
+def _fitting(totals: np.ndarray) -> np.ndarray:
+    """Exact totals as int64; raises ``SumOverflow`` where one does not fit."""
+    if totals.dtype != object:
+        return totals
+    return np.array([_checked([total])[0] for total in totals], np.int64)
 
 
 def _fold(base: Base, runs: tuple[Run, ...], facts: pa.Table) -> tuple[Run, ...]:
@@ -371,6 +385,12 @@ def _weighted(amounts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     if bound < 2.0**62:
         return amounts @ weights
     return amounts.astype(object) @ weights.astype(object)
+
+
+def _exact(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """The same totals, as Python integers where adding up many of them could leave the range of int64."""
+    is_small = all(part.dtype != object and np.abs(part.astype(np.float64)).sum() < 2.0**61 for part in parts)
+    return parts if is_small and len(parts) < 64 else [part.astype(object) for part in parts]
 
 
 def _latest(shard: SumsShard) -> int:

@@ -113,14 +113,17 @@ def pin_records(products: DataFrame, purchases: DataFrame, fraction: float = 1.0
     """A record of `pin-updates` for each product: its catalogue and, if it was ever sold, its newest unit price."""
     from pyspark.sql import functions as F
 
-    priced = F.struct(
-        "transaction_timestamp",
-        "basket_id",
-        F.round(_exact(F.col("sales_value")) * 1_000_000 / F.col("quantity")).cast("bigint").alias("price"),
+    # Hash aggregation takes no structs: one number says which purchase is the newest, the later row among equal times.
+    newest = F.when(
+        F.col("quantity") > 0, F.shiftleft(F.unix_seconds("transaction_timestamp"), 32) + F.col(load.ROW)
     )
     sold = purchases.groupBy("product_id").agg(
-        F.max(F.when(F.col("quantity") > 0, priced))["price"].alias("price"), F.lit(True).alias("_is_sold")
+        F.max_by("sales_value", newest).alias("_usd"),
+        F.max_by("quantity", newest).alias("_quantity"),
+        F.max(newest).isNotNull().alias("_has_price"),
+        F.lit(True).alias("_is_sold"),
     )
+    price = F.round(_micros(F.col("_usd")) / F.col("_quantity")).cast("bigint")
     chosen = products.join(F.broadcast(sold), "product_id", "left")
     if fraction < 1:
         chosen = chosen.filter(F.col("_is_sold") | _is_kept("product_id", fraction))
@@ -134,8 +137,8 @@ def pin_records(products: DataFrame, purchases: DataFrame, fraction: float = 1.0
             "brand",
         ),
         "offer": F.when(
-            F.col("price").isNotNull(),
-            F.struct(F.col("price").alias("price_usd_micros"), F.lit(True).alias("is_available")),
+            F.col("_has_price"),
+            F.struct(price.alias("price_usd_micros"), F.lit(True).alias("is_available")),
         ),
     }
     return load.records_of(chosen, fields, F.col(load.ROW), PIN_UPDATES.key_field)
@@ -147,7 +150,8 @@ def _source(spark: SparkSession, name: str) -> DataFrame:
 
 def _spread(df: DataFrame, *columns: str) -> DataFrame:
     """The files have one row group each, which Spark reads in one task: what follows should use all cores."""
-    return df.select(*columns, load.ROW).repartition(max(2, df.sparkSession.sparkContext.defaultParallelism))
+    cores = df.sparkSession.sparkContext.defaultParallelism
+    return df.select(*columns, load.ROW).repartition(max(2, cores), load.ROW)
 
 
 def _is_kept(column: str, fraction: float) -> Column:
@@ -160,13 +164,11 @@ def _kept(df: DataFrame, column: str, fraction: float) -> DataFrame:
     return df if fraction == 1 else df.filter(_is_kept(column, fraction))
 
 
-def _exact(usd: Column) -> Column:
-    """A float of dollars as the decimal that it was printed as."""
-    return usd.cast("decimal(18,6)")
-
-
 def _micros(usd: Column) -> Column:
-    return (_exact(usd) * 1_000_000).cast("bigint")
+    """A float of dollars as micro-dollars: exact for what was printed with up to six places."""
+    from pyspark.sql import functions as F
+
+    return F.rint(usd * 1_000_000).cast("bigint")
 
 
 def _unknown_products(purchases: DataFrame, products: DataFrame) -> tuple[str, ...]:

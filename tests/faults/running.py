@@ -14,10 +14,14 @@ from jobs import client, processes
 from jobs.processes import Process, Record
 from pipelines.settings import ROOT, Settings
 
+PATIENCE = float(os.environ.get("TIDEMARK_TEST_PATIENCE", "1"))
+"""How many times as long to wait for everything, on a machine that is busy with other things."""
+
 
 def process(settings: Settings, name: str, failpoint: str | None = None) -> Process:
     """A process of the local size, perhaps with a failpoint."""
     (chosen,) = processes.choose(processes.local(settings), [name])
+    chosen = chosen._replace(ready_timeout_s=chosen.ready_timeout_s * PATIENCE)
     if failpoint is None:
         return chosen
     return chosen._replace(environment=(*chosen.environment, ("TIDEMARK_FAILPOINT", failpoint)))
@@ -30,7 +34,7 @@ def start(settings: Settings, name: str, failpoint: str | None = None) -> Record
     return record(settings, name)
 
 
-def start_to_die(settings: Settings, name: str, failpoint: str, timeout_s: float = 150) -> None:
+def start_to_die(settings: Settings, name: str, failpoint: str, timeout_s: float = 240) -> None:
     """Starts it with a failpoint that it meets by itself, and returns when that has killed it."""
     keeper = processes.supervisor(settings)
     chosen = process(settings, name, failpoint)._replace(is_ready=lambda: None)
@@ -45,14 +49,14 @@ def record(settings: Settings, name: str) -> Record:
     return found
 
 
-def await_death(of: Record, timeout_s: float = 90) -> None:
+def await_death(of: Record, timeout_s: float = 180) -> None:
     """Returns when the process is gone."""
     await_that(lambda: not processes.is_alive(of), f"{of.name} to die", timeout_s)
 
 
-def await_that(is_true: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
+def await_that(is_true: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
     """Returns when it is true; fails the test if that takes too long."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * PATIENCE
     while not is_true():
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
         time.sleep(0.05)

@@ -1,7 +1,7 @@
 """The streaming process killed at every point that matters, its checkpoints deleted, its broker away.
 
-One home for the whole module, with a broker of its own. Each test ends by looking for every event that was ever sent: in
-its user's timeline, in the counts of its pin, in the archive.
+One home for the whole module, with a broker of its own. Each test ends by looking for every event that was ever sent:
+in its user's timeline, in the counts of its pin, in the archive.
 """
 
 from __future__ import annotations

@@ -298,6 +298,7 @@ def test_a_candidate_that_fails_its_gate_is_not_published(
     report = build(world.settings, indices=["pins"])
     assert not report.passed
     assert set(report.failed_checks) == {"base/pins:gate"}
+    assert report.failed_steps == {}
     assert "presence_covers_offer" in report.failed_checks["base/pins:gate"]
     assert "presence_covers_offer" in str(report.problem())
     assert pointers(world.settings) == before

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 
 from tests import oracle
 from tests.properties import specs
 from tests.properties.harness import CASES, Home, Ledger, drive
 from tests.properties.strategies import KEYS, History, histories
+
+pytestmark = pytest.mark.timeout(1800)  # about two minutes where nothing else runs
 
 ASKED = (*KEYS, b"nobody")
 HISTORIES = histories(about="documents", feeds=specs.DOCUMENT_FEEDS)

@@ -15,6 +15,8 @@ from tests.properties import specs
 from tests.properties.harness import Home, Ledger, cases, drive
 from tests.properties.strategies import KEYS, TEXTS, History, histories
 
+pytestmark = pytest.mark.timeout(1800)  # about two minutes where nothing else runs
+
 HISTORIES = histories(about="documents", feeds=specs.DOCUMENT_FEEDS)
 COLUMNS = {"by_text": ("content", "text"), "by_number": ("control", "number")}
 WANTED: list[dict[str, Any]] = [

@@ -17,6 +17,8 @@ from tests.properties import specs
 from tests.properties.harness import CASES, Batch, Candidate, Home, Ledger, drive, rows_of
 from tests.properties.strategies import KEYS, MINUTE_MS, START_MS, History, histories
 
+pytestmark = pytest.mark.timeout(1800)  # about two minutes where nothing else runs
+
 AGES_MS = (None, 3 * MINUTE_MS, 0, 5 * MINUTE_MS + 1)
 HISTORIES = histories(about="sums", feeds=specs.SUM_FEEDS, ages_ms=AGES_MS)
 WEIGHTS = ((1, 0), (1, 3), (0, 1))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 
 from tests import oracle
 from tests.properties import specs
 from tests.properties.harness import CASES, FEWER_CASES, Home, Ledger, drive
 from tests.properties.strategies import KEYS, MINUTE_MS, History, histories
+
+pytestmark = pytest.mark.timeout(1800)  # about two minutes where nothing else runs
 
 AGES_MS = (None, 3 * MINUTE_MS, 0, 5 * MINUTE_MS + 1)
 COUNTS = (None, 1, 2, 3)

@@ -34,7 +34,7 @@ def script(
 ) -> Process:
     ports = (("127.0.0.1", port, "serving.port"),) if port else ()
     command = (sys.executable, "-c", text)
-    return Process(name, lambda: command, is_ready, ports=ports, ready_timeout_s=10, stop_timeout_s=1)
+    return Process(name, lambda: command, is_ready, ports=ports, ready_timeout_s=30, stop_timeout_s=1)
 
 
 @pytest.fixture

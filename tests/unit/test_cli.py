@@ -1,0 +1,269 @@
+"""The command line: help, exit codes, errors in words, JSON, and what it prints of answers."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from jobs import cli, controls
+from pipelines.settings import ROOT, Settings
+
+COMMANDS = [
+    "up",
+    "down",
+    "start",
+    "stop",
+    "status",
+    "load",
+    "send",
+    "build",
+    "versions",
+    "publish",
+    "rollback",
+    "resume",
+    "query",
+    "dead-letters",
+    "account",
+    "bench",
+    "demo",
+]
+run = CliRunner()
+
+
+def tidemark(settings: Settings, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line as a process, as a user runs it."""
+    environment = {**os.environ, **settings.environment}
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        cwd=ROOT,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    heavy = [
+        *("pyspark", "pyarrow", "numpy", "pandas", "dagster", "mlflow", "fastapi"),
+        *("confluent_kafka", "pyiceberg", "deltalake"),
+    ]
+    script = f"""
+import sys
+sys.argv = ["tidemark", "--help"]
+from jobs.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("heavy:", [name for name in {heavy} if name in sys.modules])
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "heavy: []" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    found = run.invoke(cli.app, [command, "--help"])
+    assert found.exit_code == 0
+    assert len(found.stdout) > 200
+
+
+def test_every_command_that_answers_has_json() -> None:
+    group = typer.main.get_command(cli.app)
+    commands = dict(group.commands)  # type: ignore[attr-defined]
+    for name in ("query", "dead-letters"):
+        commands |= {f"{name} {inner}": found for inner, found in commands.pop(name).commands.items()}
+    lacking = [
+        name for name, found in commands.items() if "--json" not in str([p.opts for p in found.params])
+    ]
+    assert lacking == ["demo"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["query", "recommendations"], ["query", "events", "u", "--limit", "0"]]
+)
+def test_wrong_usage_is_exit_code_2(settings: Settings, arguments: list[str]) -> None:
+    assert tidemark(settings, *arguments).returncode == 2
+
+
+def test_an_error_is_one_text_and_exit_code_1(settings: Settings) -> None:
+    found = tidemark(settings, "query", "recommendations", "7")
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: serving does not answer")
+    assert "tidemark up" in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_an_error_with_json_is_json(settings: Settings) -> None:
+    found = tidemark(settings, "versions", "no-such-index", "--json")
+    assert found.returncode == 1
+    error = json.loads(found.stdout)
+    assert error["error"] == "VersionError"
+    assert "pins" in error["remedy"]
+
+
+def test_what_nobody_foresaw_is_a_sentence_and_its_trace_is_in_a_log(settings: Settings) -> None:
+    settings.paths.run.mkdir(parents=True)
+    controls.Controls(settings.paths.run).wanted_file.mkdir()
+    found = tidemark(settings, "stop", "archive")
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr + found.stdout
+    assert "IsADirectoryError" in found.stderr
+    assert "Traceback" in (settings.paths.logs / "cli.log").read_text()
+
+
+def test_a_bad_setting_is_told_by_its_name(settings: Settings) -> None:
+    settings.environment["TIDEMARK__SERVING__PROT"] = "1"
+    found = tidemark(settings, "status")
+    assert found.returncode == 1
+    assert "did you mean `port`" in found.stderr
+
+
+def test_status_of_nothing_is_exit_code_1_and_names_every_process(settings: Settings) -> None:
+    found = tidemark(settings, "status", "--json")
+    assert found.returncode == 1
+    said = json.loads(found.stdout)
+    assert {p["name"]: p["state"] for p in said["processes"]} == dict.fromkeys(
+        ("broker", "collector", "streams", "serving", "dagster"), "stopped"
+    )
+
+
+def test_down_of_nothing_is_fine(settings: Settings) -> None:
+    found = tidemark(settings, "down", "--json")
+    assert (found.returncode, json.loads(found.stdout)) == (0, {"stopped": []})
+
+
+def test_a_stream_is_stopped_by_name_before_its_process_runs(settings: Settings) -> None:
+    assert tidemark(settings, "stop", "archive").returncode == 0
+    assert not controls.Controls(settings.paths.run).should_run("archive")
+    unknown = tidemark(settings, "stop", "archvie")
+    assert unknown.returncode == 1
+    assert "user_interactions" in unknown.stderr
+
+
+def test_records_are_read_from_arguments_files_and_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, array = tmp_path / "lines", tmp_path / "array"
+    lines.write_text('{"a": 1}\n\n{"a": 2}\n')
+    array.write_text(' [{"a": 3}, {"a": 4}]')
+    assert cli.read_records(['{"a": 0}'], lines) == ['{"a": 0}', '{"a": 1}', '{"a": 2}']
+    assert [json.loads(text) for text in cli.read_records([], array)] == [{"a": 3}, {"a": 4}]
+    monkeypatch.setattr(sys, "stdin", iter(['{"a": 5}\n', "\n"]))
+    assert cli.read_records(["-"], None) == ['{"a": 5}']
+    monkeypatch.setattr(sys, "stdin", iter([]))
+    with pytest.raises(cli.InputError, match="nothing to send"):
+        cli.read_records([], None)
+    with pytest.raises(cli.InputError, match="cannot read"):
+        cli.read_records([], tmp_path / "absent")
+
+
+@pytest.mark.parametrize("line", ["nope", "[1]", '"text"'])
+def test_a_record_that_is_no_object_is_named_and_nothing_is_sent(settings: Settings, line: str) -> None:
+    found = tidemark(settings, "send", '{"user_id": "1"}', line)
+    assert found.returncode == 1
+    assert "record 2 is not" in found.stderr
+
+
+def test_events_are_filled_only_where_something_is_missing() -> None:
+    event = cli.filled({"user_id": "1", "event_id": "mine"})
+    assert event["event_id"] == "mine"
+    assert event["event_time"].endswith("Z")
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+ITEM = {
+    "pin_id": "12",
+    "score": 0.5,
+    "catalogue": {"title": "[b]milk[/b]", "category": "MILK"},
+    "offer": {"price_usd_micros": 1_990_000, "is_available": False},
+}
+BASIS = {"kind": "folded", "events_used": 3, "model_id": "als/1", "window_days": None}
+ANSWERS: dict[str, tuple[int, Any]] = {
+    "/v1/users/a%2Fb/recommendations?k=2": (200, {"recommendations": [ITEM], "basis": BASIS}),
+    "/v1/users/u/recommendations?k=10": (
+        409,
+        {"error": {"field": "min_position", "message": "too late", "allowed": "an earlier one"}},
+    ),
+    "/v1/pins/12": (200, ITEM),
+    "/v1/pins/none": (
+        404,
+        {"error": {"field": "pin_id", "message": "there is no such pin", "allowed": None}},
+    ),
+    "/v1/pins/12/counts": (
+        200,
+        {"totals": {"purchase": 2}, "hours": [{"start_time": "2017-01-01T11:00:00.000Z", "purchase": 2}]},
+    ),
+}
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status, body = ANSWERS.get(self.path, (500, {"path": self.path}))
+        self.send_response(status)
+        self.send_header("Tidemark-Base-Version", "pins=v1")
+        self.send_header("Tidemark-Position", "token")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in settings.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TIDEMARK__SERVING__PORT", str(server.server_port))
+    yield
+    server.shutdown()
+
+
+@pytest.mark.usefixtures("served")
+def test_recommendations_are_a_table_with_what_they_stand_on() -> None:
+    found = run.invoke(cli.app, ["query", "recommendations", "a/b", "-k", "2"], catch_exceptions=False)
+    assert found.exit_code == 0
+    for part in ("[b]milk[/b]", "MILK", "sold out", "from 3 events", "pins=v1"):
+        assert part in found.stdout
+
+
+@pytest.mark.usefixtures("served")
+def test_json_has_the_body_and_what_it_stands_on() -> None:
+    found = run.invoke(
+        cli.app, ["query", "recommendations", "a/b", "-k", "2", "--json"], catch_exceptions=False
+    )
+    body = json.loads(found.stdout)
+    assert body["recommendations"] == [ITEM]
+    assert body["stands_on"] == {"base_version": "pins=v1", "position": "token", "stale": None}
+
+
+@pytest.mark.usefixtures("served")
+def test_pins_and_counts_are_tables() -> None:
+    assert "$1.99" in run.invoke(cli.app, ["query", "pin", "12"], catch_exceptions=False).stdout
+    assert "2017-01-01T11" in run.invoke(cli.app, ["query", "counts", "12"], catch_exceptions=False).stdout
+
+
+@pytest.mark.usefixtures("served")
+def test_a_refusal_names_the_field() -> None:
+    found = run.invoke(cli.app, ["query", "pin", "none"])
+    assert "pin_id: there is no such pin" in str(found.exception)
