@@ -389,10 +389,10 @@ def _weighted(amounts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _exact(parts: list[np.ndarray]) -> list[np.ndarray]:
     """The same totals, as Python integers where adding up many of them could leave the range of int64."""
-    if all(part.dtype != object for part in parts):
-        if sum(float(np.abs(part.astype(np.float64)).sum()) for part in parts) < 2.0**61:
-            return parts
-    return [part.astype(object) for part in parts]
+    if any(part.dtype == object for part in parts):
+        return [part.astype(object) for part in parts]
+    is_small = sum(float(np.abs(part.astype(np.float64)).sum()) for part in parts) < 2.0**61
+    return parts if is_small else [part.astype(object) for part in parts]
 
 
 def _latest(shard: SumsShard) -> int:
