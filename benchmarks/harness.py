@@ -73,7 +73,7 @@ def place(name: str, home: Path | None = None, **overrides: str) -> Iterator[Set
         try:
             yield settings
         finally:
-            with _uninterrupted():
+            with processes.uninterrupted():
                 processes.down(processes.supervisor(settings), processes.local(settings), say)
                 if home is None:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -105,16 +105,6 @@ def _terminated_by_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def start(settings: Settings, names: Sequence[str]) -> None:

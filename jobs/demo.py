@@ -93,12 +93,11 @@ def _stops_on_sigterm() -> Iterator[None]:
 
 def _stop(settings: Settings, names: list[str]) -> None:
     """Stops what this demo started, and lets no second Ctrl-C leave half of it running."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     if names:
         _headline("Stopping")
         chosen = processes.choose(processes.local(settings), names)
-        processes.down(processes.supervisor(settings), chosen, _say)
+        with contextlib.suppress(KeyboardInterrupt), processes.uninterrupted():
+            processes.down(processes.supervisor(settings), chosen, _say)
 
 
 def _require_ports(settings: Settings) -> None:
@@ -152,24 +151,30 @@ def prepare(settings: Settings, fraction: float) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     token = f"prepare:{uuid.uuid4().hex}"
     environment = {**os.environ, **settings.environment, processes.TOKEN: token}
-    with log.open("ab") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "jobs.demo", str(fraction)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            cwd=ROOT,
-            text=True,
-            start_new_session=True,
-        )
-    began = processes.start_time(child.pid) or ""
-    record = processes.Record("prepare", child.pid, began, processes.boot_id(), token, (), time.time())
+    record = None
     try:
+        with processes.uninterrupted(), log.open("ab") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "jobs.demo", str(fraction)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                cwd=ROOT,
+                text=True,
+                start_new_session=True,
+            )
+            began = processes.start_time(child.pid) or ""
+            record = processes.Record(
+                "prepare", child.pid, began, processes.boot_id(), token, (), time.time()
+            )
         said = _follow(child)
+        code = child.wait()
     finally:
-        processes.supervisor(settings).sweep(record)
-    if child.wait() != 0 or said is not None:
+        if record is not None:
+            with processes.uninterrupted():
+                processes.supervisor(settings).sweep(record)
+    if code != 0 or said is not None:
         raise DemoError(
             said or "the load or the build ended",
             where=str(log),

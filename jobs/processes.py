@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -79,7 +80,7 @@ class Record(NamedTuple):
 
 
 class Status(NamedTuple):
-    """state: ready | starting | crashed (it was started, and is gone) | stopped | external (not ours to start)."""
+    """state: ready | starting | crashed (it was started, and is gone) | stopped."""
 
     name: str
     state: str
@@ -161,6 +162,26 @@ def _rss_mb(pids: Sequence[int]) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20 if pages else None
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back until this is done, so that no process is half started or half stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda signum, frame: came.append(signum))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 # -------------------------------------------------------------------------------------------- start, stop, look
 
 
@@ -216,7 +237,12 @@ class Supervisor(NamedTuple):
         if record is not None:
             self.sweep(record)
         require_free_ports(process, 0.0 if record is None else PORT_PATIENCE_S)
-        say(f"{process.name}: started (pid {self._spawn(process).pid})")
+        try:
+            record = self._spawn(process)
+        except BaseException:
+            self.stop(process)
+            raise
+        say(f"{process.name}: started (pid {record.pid})")
         return True
 
     def await_ready(self, process: Process, is_new: bool, say: Say = lambda text: None) -> None:
@@ -241,7 +267,7 @@ class Supervisor(NamedTuple):
         command = tuple(process.command())
         token = f"{process.name}:{uuid.uuid4().hex}"
         environment = {**os.environ, **dict(process.environment), TOKEN: token}
-        with log.open("ab") as output:
+        with uninterrupted(), log.open("ab") as output:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -251,9 +277,9 @@ class Supervisor(NamedTuple):
                 cwd=ROOT,
                 start_new_session=True,
             )
-        began = start_time(child.pid) or "gone"
-        record = Record(process.name, child.pid, began, boot_id(), token, command, time.time())
-        record.write(self.pid_file(process.name))
+            began = start_time(child.pid) or "gone"
+            record = Record(process.name, child.pid, began, boot_id(), token, command, time.time())
+            record.write(self.pid_file(process.name))
         return record
 
     def _await_ready(self, process: Process, record: Record) -> None:
@@ -524,8 +550,9 @@ def up(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text:
                 if not process.is_needed_by_others:
                     keeper.await_ready(process, process in started, say)
         except BaseException:
-            for process in reversed(started):
-                keeper.stop(process, say)
+            with uninterrupted():
+                for process in reversed(started):
+                    keeper.stop(process, say)
             raise
     return [process.name for process in started]
 
