@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 USERS = ("1", "7", "8", "13", "18")
 K = 10
 LEAST_CHANGED = 3
+PINS_TRIED = 5
 NEEDED_BYTES = 3 * 2**30
 TOLERANCE = 1e-6
 
@@ -264,7 +265,7 @@ def show(settings: Settings, fraction: float) -> list[Check]:
     checks = account(settings, fraction)
     base = f"http://{settings.serving.host}:{settings.serving.port}"
     _await_ready(base)
-    user, pin = choose(base)
+    user, pin = choose(settings, base)
     before = _recommend(base, user)
     _headline(f"What user {user} is recommended before")
     _print_answer(before)
@@ -311,8 +312,11 @@ def _await_ready(base: str, timeout_s: float = 120.0) -> None:
         time.sleep(0.2)
 
 
-def choose(base: str) -> tuple[str, dict[str, Any]]:
-    """A user with a history, and a popular pin of another category than what that user is recommended.
+def choose(settings: Settings, base: str) -> tuple[str, dict[str, Any]]:
+    """A user with a history, and a popular pin of another category whose purchase should change the answer visibly.
+
+    Which one does is worked out beforehand by the demo's own solve, for a few users and pins; the first that should
+    change more than is asked for is taken, else the one that should change most.
 
     Raises:
         DemoError: there is none.
@@ -320,19 +324,38 @@ def choose(base: str) -> tuple[str, dict[str, Any]]:
     popular = client.request(base, f"/v1/users/{uuid.uuid4().hex}/recommendations", {"k": 100}).body[
         "recommendations"
     ]
+    best: tuple[int, str, dict[str, Any]] | None = None
+    items: Items | None = None
     for user in USERS:
         answer = _recommend(base, user)
         if answer.body["basis"]["kind"] != "folded":
             continue
-        first = answer.body["recommendations"]
-        known = {item["pin_id"] for item in first} | {event["pin_id"] for event in all_events(base, user)}
-        categories = {item["catalogue"]["category"] for item in first}
-        for pin in popular:
-            if pin["pin_id"] not in known and pin["catalogue"]["category"] not in categories:
+        items = items or Items(_pins_base(settings, answer))
+        events = all_events(base, user)
+        first = {item["pin_id"] for item in answer.body["recommendations"]}
+        known = first | {event["pin_id"] for event in events}
+        categories = {item["catalogue"]["category"] for item in answer.body["recommendations"]}
+        others = [
+            p for p in popular if p["pin_id"] not in known and p["catalogue"]["category"] not in categories
+        ]
+        for pin in others[:PINS_TRIED]:
+            bought = {"pin_id": pin["pin_id"], "action": "purchase", "event_time": datetime.now(UTC).isoformat()}
+            changed = len(set(items.first(K, [bought, *events])) - first)
+            if best is None or changed > best[0]:
+                best = (changed, user, pin)
+            if changed > LEAST_CHANGED:
                 return user, pin
-    raise DemoError(
-        "no user has a history in what is served", remedy="run `tidemark build`, then the demo again"
-    )
+    if best is None:
+        raise DemoError(
+            "no user has a history in what is served", remedy="run `tidemark build`, then the demo again"
+        )
+    return best[1:]
+
+
+def _pins_base(settings: Settings, answer: client.Answer) -> Path:
+    """The folder of the base of pins that an answer stands on."""
+    versions = dict(part.split("=") for part in answer.headers["tidemark-base-version"].split(", "))
+    return settings.paths.indices / "pins" / versions["pins"]
 
 
 def _recommend(base: str, user: str, min_position: str | None = None) -> client.Answer:
@@ -441,15 +464,15 @@ def compare(
 
 def _scores(settings: Settings, after: client.Answer, events: list[dict[str, Any]]) -> Check:
     what = "the served scores equal an independent solve in numpy"
-    version = dict(part.split("=") for part in after.headers["tidemark-base-version"].split(", "))["pins"]
-    model, exact = solve(settings.paths.indices / "pins" / version, events)
+    items = Items(_pins_base(settings, after))
+    exact = items.scores(events)
     served = [(item["pin_id"], item["score"]) for item in after.body["recommendations"]]
     off = [
         abs(score - exact[pin]) / max(1e-9, abs(exact[pin])) if pin in exact else 1.0 for pin, score in served
     ]
     best = sorted(exact, key=lambda pin: (-exact[pin], pin.encode()))[: len(served)]
     same = len(set(best) & {pin for pin, _ in served})
-    holds = len(served) == K and max(off) <= TOLERANCE and after.body["basis"]["model_id"] == model
+    holds = len(served) == K and max(off) <= TOLERANCE and after.body["basis"]["model_id"] == items.als["model_id"]
     return Check(
         what,
         holds,
@@ -457,54 +480,67 @@ def _scores(settings: Settings, after: client.Answer, events: list[dict[str, Any
     )
 
 
-def solve(base: Path, events: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
-    """The model's id, and the score of each pin that may be recommended: implicit ALS, solved for one user.
+class Items:
+    """The item vectors and what may be recommended, read from the mapped files of a base of pins."""
 
-    With item vectors Y and strengths s (an action's weight times its recency relative to the newest event, summed by
-    pin): (Y'Y + Y' diag(a|s|) Y + l I) x = Y' diag(1 + a|s|) p, where p is 1 where s > 0; scores are Y x.
-    """
-    import numpy as np
-    import pyarrow as pa
+    def __init__(self, base: Path) -> None:
+        import numpy as np
 
-    manifest = json.loads((base / "manifest.json").read_text())
-    als = manifest["parameters"]["als"]
+        self.base = base
+        self.manifest = json.loads((base / "manifest.json").read_text())
+        self.als = self.manifest["parameters"]["als"]
+        vectors = self._columns("embedding", "payload.vector")
+        self.place = {key.decode(): row for row, (key, _) in enumerate(vectors)}
+        self.vectors = np.array([vector for _, vector in vectors], np.float64)
+        self.gram = self.vectors.T @ self.vectors
+        known = {key.decode() for (key,) in self._columns("catalogue")}
+        offers = self._columns("offer", "payload.is_available")
+        self.allowed = known - {key.decode() for key, is_available in offers if is_available is False}
 
-    def columns(family: str, *names: str) -> list[tuple[Any, ...]]:
+    def _columns(self, family: str, *names: str) -> list[tuple[Any, ...]]:
+        import pyarrow as pa
+
         found: list[tuple[Any, ...]] = []
-        for shard in manifest["shards"]:
-            with pa.memory_map(str(base / shard["name"] / f"rows-{family}.arrow")) as file:
+        for shard in self.manifest["shards"]:
+            with pa.memory_map(str(self.base / shard["name"] / f"rows-{family}.arrow")) as file:
                 rows = pa.ipc.open_file(file).read_all()
                 found += zip(*(rows.column(name).to_pylist() for name in ("key", *names)), strict=True)
         return found
 
-    vectors = columns("embedding", "payload.vector")
-    place = {key.decode(): row for row, (key, _) in enumerate(vectors)}
-    y = np.array([vector for _, vector in vectors], np.float64)
-    times = [datetime.fromisoformat(e["event_time"]).timestamp() * 1000 for e in events[: als["max_events"]]]
-    strengths: dict[str, float] = {}
-    for event, at in zip(events, times, strict=False):
-        recency = als["floor"] + (1 - als["floor"]) * 2 ** (-(times[0] - at) / als["half_life_ms"])
-        weight = als["actions"].get(event["action"], 0.0)
-        strengths[event["pin_id"]] = strengths.get(event["pin_id"], 0.0) + weight * recency
-    left = y.T @ y + als["lambda"] * np.eye(y.shape[1])
-    right = np.zeros(y.shape[1])
-    for pin, strength in strengths.items():
-        if pin in place:
-            vector, extra = y[place[pin]], als["alpha"] * abs(strength)
-            left += extra * np.outer(vector, vector)
-            right += (1 + extra) * (strength > 0) * vector
-    scores = y @ np.linalg.solve(left, right)
-    done = {
-        e["pin_id"] for e in events if e["action"] == "purchase" or als["actions"].get(e["action"], 0) < 0
-    }
-    known = {key.decode() for (key,) in columns("catalogue")}
-    sold_out = {
-        key.decode()
-        for key, is_available in columns("offer", "payload.is_available")
-        if is_available is False
-    }
-    allowed = known - done - sold_out
-    return als["model_id"], {pin: float(scores[row]) for pin, row in place.items() if pin in allowed}
+    def scores(self, events: list[dict[str, Any]]) -> dict[str, float]:
+        """The score of each pin that may be recommended: implicit ALS, solved for one user; events newest first.
+
+        With item vectors Y and strengths s (an action's weight times its recency relative to the newest event, summed
+        by pin): (Y'Y + Y' diag(a|s|) Y + l I) x = Y' diag(1 + a|s|) p, where p is 1 where s > 0; scores are Y x.
+        """
+        import numpy as np
+
+        als, y = self.als, self.vectors
+        taken = events[: als["max_events"]]
+        times = [datetime.fromisoformat(e["event_time"]).timestamp() * 1000 for e in taken]
+        strengths: dict[str, float] = {}
+        for event, at in zip(taken, times, strict=True):
+            recency = als["floor"] + (1 - als["floor"]) * 2 ** (-(times[0] - at) / als["half_life_ms"])
+            weight = als["actions"].get(event["action"], 0.0)
+            strengths[event["pin_id"]] = strengths.get(event["pin_id"], 0.0) + weight * recency
+        left = self.gram + als["lambda"] * np.eye(y.shape[1])
+        right = np.zeros(y.shape[1])
+        for pin, strength in strengths.items():
+            if pin in self.place:
+                vector, extra = y[self.place[pin]], als["alpha"] * abs(strength)
+                left += extra * np.outer(vector, vector)
+                right += (1 + extra) * (strength > 0) * vector
+        scores = (y @ np.linalg.solve(left, right)).tolist()
+        done = {
+            e["pin_id"] for e in events if e["action"] == "purchase" or als["actions"].get(e["action"], 0) < 0
+        }
+        allowed = self.allowed - done
+        return {pin: scores[row] for pin, row in self.place.items() if pin in allowed}
+
+    def first(self, k: int, events: list[dict[str, Any]]) -> list[str]:
+        """The ``k`` pins of greatest score."""
+        scores = self.scores(events)
+        return sorted(scores, key=lambda pin: (-scores[pin], pin.encode()))[:k]
 
 
 def account(settings: Settings, fraction: float) -> list[Check]:

@@ -26,6 +26,7 @@ from pipelines.settings import Settings
 
 TIMEOUT_S = 5.0
 _TOPIC_IDS_FOR_S = 2.0
+_AT_ONCE = 10_000
 
 _silent = logging.getLogger("tidemark.kafka")
 
@@ -125,8 +126,12 @@ class Producer:
         """Send (key, value) pairs; returns when the broker has acknowledged all of them.
 
         Raises:
-            NotDelivered: It has not, within the time.
+            NotDelivered: It has not, within the time (which each ten thousand of them have for themselves).
         """
+        parts = [records[start : start + _AT_ONCE] for start in range(0, len(records), _AT_ONCE)]
+        return [delivery for part in parts for delivery in self._send(topic, part)]
+
+    def _send(self, topic: str, records: Sequence[tuple[bytes | None, bytes | None]]) -> list[Delivery]:
         batch = _Batch(len(records))
         deadline = time.monotonic() + self._timeout_s
         for place, (key, value) in enumerate(records):

@@ -84,6 +84,12 @@ def test_the_producer_gives_positions(kafka_settings: Settings, topics: dict[str
     )
 
 
+def test_more_records_than_are_sent_at_once(kafka_settings: Settings, topics: dict[str, str]) -> None:
+    with Producer(kafka_settings) as producer:
+        deliveries = producer.send(PIN_UPDATES.topic, [(b"k", str(n).encode()) for n in range(25_000)])
+    assert len({(d.partition, d.offset) for d in deliveries}) == 25_000
+
+
 def test_objects_are_checked_and_keyed(kafka_settings: Settings, topics: dict[str, str]) -> None:
     before = ends(kafka_settings, PIN_UPDATES.topic)
     with Producer(kafka_settings) as producer:
