@@ -201,7 +201,7 @@ def is_exact(settings: Settings, user: str, position: str) -> bool:
         return False
     if body["basis"]["kind"] != "folded":
         return True
-    _, exact = demo.solve(settings.paths.indices / "pins" / served_version(settings, "pins"), events)
+    exact = demo.Items(settings.paths.indices / "pins" / served_version(settings, "pins")).scores(events)
     return all(
         pin in exact and abs(score - exact[pin]) <= demo.TOLERANCE * max(1e-9, abs(score))
         for pin, score in served.items()

@@ -339,7 +339,11 @@ def choose(settings: Settings, base: str) -> tuple[str, dict[str, Any]]:
             p for p in popular if p["pin_id"] not in known and p["catalogue"]["category"] not in categories
         ]
         for pin in others[:PINS_TRIED]:
-            bought = {"pin_id": pin["pin_id"], "action": "purchase", "event_time": datetime.now(UTC).isoformat()}
+            bought = {
+                "pin_id": pin["pin_id"],
+                "action": "purchase",
+                "event_time": datetime.now(UTC).isoformat(),
+            }
             changed = len(set(items.first(K, [bought, *events])) - first)
             if best is None or changed > best[0]:
                 best = (changed, user, pin)
@@ -472,7 +476,11 @@ def _scores(settings: Settings, after: client.Answer, events: list[dict[str, Any
     ]
     best = sorted(exact, key=lambda pin: (-exact[pin], pin.encode()))[: len(served)]
     same = len(set(best) & {pin for pin, _ in served})
-    holds = len(served) == K and max(off) <= TOLERANCE and after.body["basis"]["model_id"] == items.als["model_id"]
+    holds = (
+        len(served) == K
+        and max(off) <= TOLERANCE
+        and after.body["basis"]["model_id"] == items.als["model_id"]
+    )
     return Check(
         what,
         holds,
