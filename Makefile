@@ -32,8 +32,21 @@ down: $(READY) ## Stop everything that `up` or `demo` started
 status: $(READY) ## Say what runs
 	@$(BIN)/tidemark status $(ARGS)
 
+# Two runs beside each other, one a core: what needs no Spark, and what shares one Spark session.
+WITHOUT_SPARK := tests/unit tests/properties --ignore=tests/properties/test_indices.py
+WITH_SPARK := tests/properties/test_indices.py tests/integration tests/faults
+CHOSEN := -m "not slow and not browser"
+
 test: $(READY) ## Run the tests (ARGS="-k name" for some of them)
-	@$(BIN)/pytest -m "not slow and not browser" $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@log=$$(mktemp); trap 'rm -f "$$log"; kill $$(jobs -p) 2>/dev/null || true' EXIT; \
+	  $(BIN)/pytest $(CHOSEN) $(WITHOUT_SPARK) >"$$log" 2>&1 & \
+	  other=$$!; failed=0; \
+	  $(BIN)/pytest $(CHOSEN) $(WITH_SPARK) || failed=1; \
+	  wait $$other || failed=1; cat "$$log"; exit $$failed
+else
+	@$(BIN)/pytest $(CHOSEN) $(ARGS)
+endif
 
 test-all: $(READY) ## Run all tests, the slow ones too
 	@$(BIN)/pytest $(ARGS)
