@@ -95,16 +95,17 @@ def _kept_ports(chosen: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _terminated_by_exception() -> Iterator[None]:
-    """SIGTERM ends a benchmark as Ctrl-C does, with everything that it started."""
+    """SIGTERM ends a benchmark as Ctrl-C does, with everything that it started, even in the background of a shell."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def start(settings: Settings, names: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 def run(settings: Settings, once: bool, fraction: float = 1.0) -> int:
     """The whole demo; the exit code."""
-    with _stops_on_sigterm(), contextlib.ExitStack() as started:
+    with _interruptible(), contextlib.ExitStack() as started:
         try:
             preflight.check(settings, needed_bytes=NEEDED_BYTES)
             _require_ports(settings)
@@ -81,15 +81,18 @@ def _headline(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _stops_on_sigterm() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does; and Ctrl-C does so even where a shell began it in the background."""
+
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(settings: Settings, names: list[str]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from fastapi.testclient import TestClient
 
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Refusal, decode
@@ -30,12 +30,20 @@ PIN = {"pin_id": "p", "catalogue": {"title": "t"}}
 
 
 def ends(settings: Settings, topic: str) -> dict[int, int]:
+    """The next offset of each partition; asked again while a topic that was just made has no leader yet."""
     consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": "tests"})
+    places = [TopicPartition(topic, partition) for partition in range(settings.kafka.partitions)]
+    deadline = time.monotonic() + 20
     try:
-        return {
-            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
-            for partition in range(settings.kafka.partitions)
-        }
+        while True:
+            try:
+                return {
+                    place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places
+                }
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
     finally:
         consumer.close()
 
