@@ -262,17 +262,26 @@ class Timed(NamedTuple):
     body: bytes
 
 
-async def _ask(host: str, port: int, requests: Iterator[bytes], until: float, out: list[Timed]) -> None:
-    """One connection: asks, reads the whole answer, asks again."""
+async def _ask(
+    host: str, port: int, requests: Iterator[bytes], until: float, every_s: float, out: list[Timed]
+) -> None:
+    """One connection: asks, reads the whole answer, asks again: at once, or every so often.
+
+    Where requests have their times, an answer's time counts from when its request was due, so that one slow answer
+    does not hide the requests that had to wait behind it.
+    """
     reader, writer = None, None
+    due = time.perf_counter()
     for raw in requests:
-        sent = time.perf_counter()
+        if every_s:
+            due += every_s
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        sent = due if every_s else time.perf_counter()
         if sent > until:
             break
         try:
             if writer is None or reader is None:
                 reader, writer = await asyncio.open_connection(host, port)
-                sent = time.perf_counter()
             writer.write(raw)
             status, body = await asyncio.wait_for(_read(reader), 30)
         except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError) as error:
@@ -310,13 +319,28 @@ def post(path: str, body: Any) -> bytes:
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
 
 
-def drive(host: str, port: int, connections: Sequence[Iterator[bytes]], seconds: float) -> list[Timed]:
-    """Each connection asks what its iterator gives, one request after the other, for so long."""
+def drive(
+    host: str, port: int, connections: Sequence[Iterator[bytes]], seconds: float, per_s: float = 0.0
+) -> list[Timed]:
+    """Each connection asks what its iterator gives for so long.
+
+    Args:
+        host: Of the service.
+        port: Of the service.
+        connections: The requests of each.
+        seconds: How long.
+        per_s: Requests a second of all connections together, evenly spread; 0: each asks again once it is answered.
+    """
 
     async def all_of_them() -> list[Timed]:
         out: list[Timed] = []
         until = time.perf_counter() + seconds
-        await asyncio.gather(*(_ask(host, port, requests, until, out) for requests in connections))
+        every_s = len(connections) / per_s if per_s else 0.0
+        tasks = []
+        for requests in connections:
+            tasks.append(asyncio.create_task(_ask(host, port, requests, until, every_s, out)))
+            await asyncio.sleep(every_s / len(connections))
+        await asyncio.gather(*tasks)
         return out
 
     return asyncio.run(all_of_them())

@@ -149,20 +149,25 @@ def ids(settings: Settings, index: str, family: str) -> list[str]:
     return chosen
 
 
-def ask(settings: Settings, requests: Sequence[bytes], connections: int, seconds: float) -> list[Timed]:
+def ask(
+    settings: Settings, requests: Sequence[bytes], connections: int, seconds: float, per_s: float = 0.0
+) -> list[Timed]:
     """Asks from a process of its own; each connection goes through the requests from another place on."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        arguments = (settings.serving.host, settings.serving.port, list(requests), connections, seconds)
+        arguments = (settings.serving.host, settings.serving.port, list(requests), connections, seconds, per_s)
         return pool.apply(_ask_here, arguments)
 
 
-def _ask_here(host: str, port: int, requests: list[bytes], connections: int, seconds: float) -> list[Timed]:
+def _ask_here(
+    host: str, port: int, requests: list[bytes], connections: int, seconds: float, per_s: float
+) -> list[Timed]:
     def from_place(number: int) -> Iterator[bytes]:
         start = number * len(requests) // connections
         return itertools.cycle(requests[start:] + requests[:start])
 
-    return harness.drive(host, port, [from_place(number) for number in range(connections)], seconds)
+    places = [from_place(number) for number in range(connections)]
+    return harness.drive(host, port, places, seconds, per_s)
 
 
 def batch_requests(pins: list[str]) -> list[bytes]:

@@ -42,7 +42,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
         shown.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in cells:
         shown.add_row(*(Text(text(value)) for value in row))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(shown)
     if note:
         console.print(Text(note))
