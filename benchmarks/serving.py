@@ -34,6 +34,7 @@ def main(given: Sequence[str]) -> int:
         __doc__,
         given,
         seconds=(30, "how long recommendations are asked for"),
+        paced=(320, "requests a second of the second part, in which requests have their times"),
         batch_seconds=(10, "how long batchGet is asked for"),
         connections=(8, "how many connections ask at once"),
         batch_connections=(1, "how many connections ask for documents"),
@@ -56,32 +57,38 @@ def main(given: Sequence[str]) -> int:
             answers = ask(
                 settings, [harness.get(path) for path in paths], options.connections, options.seconds
             )
+            say(f"the same at {options.paced} a second")
+            requests = [harness.get(path) for path in paths]
+            paced = ask(settings, requests, options.connections, options.seconds, options.paced)
             say(f"batchGet of {BATCH} for {options.batch_seconds} s")
             batches = batch_requests(pins)
             documents = ask(settings, batches, options.batch_connections, options.batch_seconds)
         await_position(settings, events.position)
         say("checking the answers")
-        errors = check_recommendations(answers, set(users)) + check_batches(documents, set(pins))
+        errors = check_recommendations([*answers, *paced], set(users)) + check_batches(documents, set(pins))
         errors += sum(not is_exact(settings, user, events.position.token()) for user in users[:SAMPLED])
-    harness.publish(result(options, answers, documents, errors, stopper.sent) | machine)
+    harness.publish(result(options, answers, paced, documents, errors, stopper.sent) | machine)
     return 0 if errors == 0 else 1
 
 
 def result(
-    options: Any, answers: list[Timed], documents: list[Timed], errors: int, events: int
+    options: Any, answers: list[Timed], paced: list[Timed], documents: list[Timed], errors: int, events: int
 ) -> dict[str, Any]:
     """The line that is printed."""
     p50, p90, p99, worst = harness.percentiles([a.seconds for a in answers], (50, 90, 99, 100), 1000, 2)
     batch_p50, batch_p99 = harness.percentiles([d.seconds for d in documents], (50, 99), 1000, 2)
-    span = max(a.at + a.seconds for a in answers) - min(a.at for a in answers)
+    paced_p50, paced_p99 = harness.percentiles([a.seconds for a in paced], (50, 99), 1000, 2)
     return {
         "benchmark": "serving",
         "p50_ms": p50,
         "p90_ms": p90,
         "p99_ms": p99,
         "max_ms": worst,
-        "rps": round(len(answers) / span, 1),
+        "rps": per_second(answers),
         "errors": errors,
+        "paced_rps": per_second(paced),
+        "paced_p50_ms": paced_p50,
+        "paced_p99_ms": paced_p99,
         "batch_p50_ms": batch_p50,
         "batch_p99_ms": batch_p99,
         "requests": len(answers),
@@ -99,6 +106,12 @@ def result(
             "the process that sends",
         ],
     }
+
+
+def per_second(answers: list[Timed]) -> float:
+    """Answers a second, from the first request to the last answer."""
+    span = max(a.at + a.seconds for a in answers) - min(a.at for a in answers)
+    return round(len(answers) / span, 1)
 
 
 class Background:
@@ -155,7 +168,14 @@ def ask(
     """Asks from a process of its own; each connection goes through the requests from another place on."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        arguments = (settings.serving.host, settings.serving.port, list(requests), connections, seconds, per_s)
+        arguments = (
+            settings.serving.host,
+            settings.serving.port,
+            list(requests),
+            connections,
+            seconds,
+            per_s,
+        )
         return pool.apply(_ask_here, arguments)
 
 
