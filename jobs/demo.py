@@ -98,9 +98,9 @@ def _interruptible() -> Iterator[None]:
 def _stop(settings: Settings, names: list[str]) -> None:
     """Stops what this demo started, and lets no second Ctrl-C leave half of it running."""
     if names:
-        _headline("Stopping")
-        chosen = processes.choose(processes.local(settings), names)
         with contextlib.suppress(KeyboardInterrupt), processes.uninterrupted():
+            _headline("Stopping")
+            chosen = processes.choose(processes.local(settings), names)
             processes.down(processes.supervisor(settings), chosen, _say)
 
 
