@@ -29,15 +29,11 @@ from pipelines.indexing.position import Position
 from pipelines.indexing.spec import IndexSpec, NoState, State, lineage
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming import StreamingQuery
 
 log = logging.getLogger(__name__)
 REASON = "_reason"
-RECORD_DDL = (
-    "topic string, topic_id string, partition int, offset bigint, load_id string, load_row bigint,"
-    " broker_time timestamp, key binary, value binary"
-)
 EARLIEST = -2  # Kafka's own number for the first offset that is there
 
 
@@ -171,7 +167,6 @@ class HotStreamRun:
     ) -> StreamingQuery:
         """Start the query; its epochs run until it is stopped or fails."""
         self._writers = {spec.name: DeltaWriter(spec, self._path(spec)) for spec in self.specs}
-        self.warm(spark)
         life = begin(self._checkpoints, self._checkpoint_name(), topic_ids, self.committed, partitions)
         source = records(spark, servers, topic_ids, life.starting_offsets, max_rows)
 
@@ -181,16 +176,6 @@ class HotStreamRun:
         writer = source.writeStream.foreachBatch(run).queryName(self.stream.name)
         writer = writer.option("checkpointLocation", str(life.checkpoint))
         return writer.trigger(processingTime=f"{trigger_ms} milliseconds").start()
-
-    def warm(self, spark: SparkSession) -> None:
-        """Decode one empty record and make no facts of it, so that the first epoch does not wait for Python workers."""
-        record = spark.createDataFrame([(None,) * 8 + (b"",)], RECORD_DDL).withColumn(
-            "broker_time", _epoch_zero()
-        )
-        decoded = self.stream.decode(record).toArrow()
-        rows = spark.createDataFrame(decoded.slice(0, 0).drop_columns([REASON]))
-        for spec in self.specs:
-            self.facts(spec, rows)
 
     def run_epoch(self, batch: DataFrame, epoch: int, incarnation: int) -> Marker:
         """Take one micro-batch of records to facts in every delta of the stream; what is committed already stays."""
@@ -248,12 +233,6 @@ class HotStreamRun:
         """A new lineage of any index has its own checkpoint."""
         lineages = ",".join(f"{spec.name}={lineage(spec)}" for spec in self.specs)
         return f"{self.stream.name}-{hashlib.sha256(lineages.encode()).hexdigest()[:8]}"
-
-
-def _epoch_zero() -> Column:
-    from pyspark.sql import functions as F
-
-    return F.timestamp_millis(F.lit(0))
 
 
 def read_range(rows: pa.Table) -> tuple[Position, Position]:
