@@ -207,7 +207,7 @@ def main() -> int:
         signal.signal(number, lambda *_: ending.set())
     settings = settings_module.load()
     board = Controls(settings.paths.run)
-    spark = session(settings, "tidemark streams")
+    spark = session(settings, "tidemark streams", has_small_jobs=True)
     for spec in INDICES.values():
         lineage(spec)  # once, before there are threads: CPython 3.11 cannot build two syntax trees at a time
     runners = [Runner(hosted, board, ending) for hosted in hosted_streams(spark, settings)]

@@ -23,7 +23,7 @@ class SparkError(TidemarkError):
     """A Spark session could not be had."""
 
 
-def session(settings: Settings, app_name: str) -> SparkSession:
+def session(settings: Settings, app_name: str, *, has_small_jobs: bool = False) -> SparkSession:
     """A Spark session on these settings.
 
     A process has one Spark: the first call starts it. A later call with other settings gets a session of its own on the
@@ -32,6 +32,8 @@ def session(settings: Settings, app_name: str) -> SparkSession:
     Args:
         settings: Where the catalog is and how Spark runs.
         app_name: What Spark's own pages and logs call this process.
+        has_small_jobs: Whether it runs many jobs of milliseconds: Java then compiles once and quickly, for what its
+            second compiler would take from them is more than it gives back.
 
     Raises:
         PreflightError: There is no Java that Spark runs on.
@@ -51,17 +53,19 @@ def session(settings: Settings, app_name: str) -> SparkSession:
         for name, value in catalog.items():
             other.conf.set(name, value)
         return other
-    return _start(settings, app_name, catalog)
+    return _start(settings, app_name, catalog, has_small_jobs)
 
 
-def _start(settings: Settings, app_name: str, catalog: dict[str, str]) -> SparkSession:
+def _start(
+    settings: Settings, app_name: str, catalog: dict[str, str], has_small_jobs: bool
+) -> SparkSession:
     archives = jars.resolve("spark", settings)
     scratch = settings.paths.run / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ["JAVA_HOME"] = str(find_java().home)
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName(app_name).master(settings.spark.master)
-    options = _options(settings, archives, scratch) | catalog | settings.spark.extra
+    options = _options(settings, archives, scratch, has_small_jobs) | catalog | settings.spark.extra
     for name, value in options.items():
         builder = builder.config(name, value)
     try:
@@ -98,11 +102,16 @@ def _catalog(settings: Settings) -> dict[str, str]:
     }
 
 
-def _options(settings: Settings, archives: list[Path], scratch: Path) -> dict[str, str]:
+def _options(
+    settings: Settings, archives: list[Path], scratch: Path, has_small_jobs: bool
+) -> dict[str, str]:
     java = f"-Duser.timezone=UTC -Dlog4j2.configurationFile='{ROOT / 'conf' / 'spark' / 'log4j2.properties'}'"
+    java += " -XX:+UseParallelGC " + (
+        "-XX:TieredStopAtLevel=1" if has_small_jobs else "-XX:ReservedCodeCacheSize=256m"
+    )
     options = {
         "spark.driver.memory": settings.spark.driver_memory,
-        "spark.driver.extraJavaOptions": f"{java} -XX:+UseParallelGC -XX:ReservedCodeCacheSize=256m",
+        "spark.driver.extraJavaOptions": java,
         "spark.executorEnv.PYTHONPATH": str(ROOT),
         "spark.local.dir": str(scratch),
         "spark.ui.enabled": str(settings.spark.ui_enabled).lower(),
@@ -125,6 +134,7 @@ def _options(settings: Settings, archives: list[Path], scratch: Path) -> dict[st
     if settings.spark.is_local:
         # On the class path from the start: `spark.jars` would copy them to a scratch folder at every start.
         options["spark.driver.extraClassPath"] = os.pathsep.join(map(str, archives))
+        options["spark.python.daemon.module"] = "pipelines.worker_daemon"
         options["spark.driver.host"] = options["spark.driver.bindAddress"] = "127.0.0.1"
     else:
         options["spark.jars"] = ",".join(map(str, archives))

@@ -191,56 +191,66 @@ def frame(
     rows: DataFrame,
     *,
     family: str,
-    identity: Sequence[Column],
-    key: Column,
-    version: Sequence[Column],
-    is_deleted: Column,
-    content_hash: Column,
-    payload: Column,
-    id: Column | None = None,
-    time_ms: Column | None = None,
-    amounts: Sequence[Column] = (),
+    identity: Sequence[str],
+    key: str,
+    version: Sequence[str],
+    is_deleted: str,
+    content_hash: str,
+    payload: str,
+    id: str = "''",
+    time_ms: str = "0",
+    amounts: Sequence[str] = (),
 ) -> DataFrame:
     """Facts of one family from the rows of a batch or micro-batch: what a transform ends with.
 
-    ``identity`` are the parts after the family, text or bytes; ``payload`` a struct of the family's schema (ignored
-    for tombstones). The same expressions run in batch and stream, and agree with ``table`` byte for byte.
+    Every argument but ``family`` is a Spark SQL expression over the rows: a stream builds its plan anew for each epoch,
+    and text costs one call to the JVM where Columns cost hundreds. ``identity`` are the parts after the family, text or
+    bytes; ``payload`` is a struct of the family's schema (ignored for tombstones). The same expressions run in batch
+    and stream, and agree with ``table`` byte for byte.
     """
-    from pyspark.sql import functions as F
-
-    def part(value: Column) -> Column:
-        data = value.cast("binary")
-        return F.concat(F.unhex(F.lpad(F.hex(F.octet_length(data)), 8, "0")), data)
-
-    def hashed(value: Column) -> Column:
-        return F.substring(F.unhex(F.sha2(value, 256)), 1, 16)
-
-    whole = F.concat(part(F.lit(family)), *[part(value) for value in identity])
-    padded = [*version, *[F.lit(0)] * (4 - len(version))]
-    summed = [value.cast("bigint") for value in amounts]
-    staged = rows.select(
-        whole.alias("identity"),
-        F.lit(family).alias("family"),
-        *[v.cast("bigint").alias(name) for v, name in zip(padded, VERSION_COLUMNS, strict=True)],
-        is_deleted.alias("is_deleted"),
-        content_hash.cast("bigint").alias("content_hash"),
-        key.cast("binary").alias("key"),
-        (id if id is not None else F.lit("")).cast("binary").alias("id"),
-        (time_ms if time_ms is not None else F.lit(0)).cast("bigint").alias("time_ms"),
-        (F.array(*summed) if summed else F.array().cast("array<bigint>")).alias("amounts"),
-        F.when(~is_deleted, payload).alias(payload_column(family)),
+    padded = [*version, *["0"] * (4 - len(version))]
+    summed = ", ".join(f"cast({value} AS bigint)" for value in amounts)
+    payload_name = payload_column(family)
+    staged = rows.selectExpr(
+        f"concat({', '.join(map(_part, [_quoted(family), *identity]))}) AS identity",
+        f"{_quoted(family)} AS family",
+        *[f"cast({v} AS bigint) AS {name}" for v, name in zip(padded, VERSION_COLUMNS, strict=True)],
+        f"{is_deleted} AS is_deleted",
+        f"cast({content_hash} AS bigint) AS content_hash",
+        f"cast({key} AS binary) AS key",
+        f"cast({id} AS binary) AS id",
+        f"cast({time_ms} AS bigint) AS time_ms",
+        f"cast(array({summed}) AS array<bigint>) AS amounts",
+        f"CASE WHEN NOT {is_deleted} THEN {payload} END AS {payload_name}",
     )
-    return staged.select(
+    return staged.selectExpr(
         "identity",
-        hashed(F.col("identity")).alias("identity_hash"),
+        f"{_hashed('identity')} AS identity_hash",
         "family",
         *VERSION_COLUMNS,
         "is_deleted",
         "content_hash",
         "key",
-        hashed(F.col("key")).alias("key_hash"),
+        f"{_hashed('key')} AS key_hash",
         "id",
         "time_ms",
         "amounts",
-        payload_column(family),
+        payload_name,
     )
+
+
+def _quoted(text: str) -> str:
+    """Text as a literal of Spark SQL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _part(expression: str) -> str:
+    """`identity_bytes` of one part, in Spark SQL."""
+    data = f"cast({expression} AS binary)"
+    return f"unhex(lpad(hex(octet_length({data})), 8, '0')), {data}"
+
+
+def _hashed(expression: str) -> str:
+    """`hash_bytes`, in Spark SQL."""
+    return f"substring(unhex(sha2({expression}, 256)), 1, 16)"

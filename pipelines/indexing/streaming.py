@@ -166,7 +166,7 @@ class HotStreamRun:
         max_rows: int,
     ) -> StreamingQuery:
         """Start the query; its epochs run until it is stopped or fails."""
-        self._writers = {spec.name: DeltaWriter(spec, self._path(spec)) for spec in self.specs}
+        self._writers = {}
         life = begin(self._checkpoints, self._checkpoint_name(), topic_ids, self.committed, partitions)
         source = records(spark, servers, topic_ids, life.starting_offsets, max_rows)
 
@@ -203,8 +203,7 @@ class HotStreamRun:
         rows = batch.sparkSession.createDataFrame(accepted)
         for spec in self.specs:
             facts = self.facts(spec, rows) if accepted.num_rows else fact.schema(spec).empty_table()
-            writer = self._writers.setdefault(spec.name, DeltaWriter(spec, self._path(spec)))
-            writer.commit(marker._replace(transformed_at_ms=_now_ms()), facts)
+            self._writer(spec).commit(marker._replace(transformed_at_ms=_now_ms()), facts)
         return marker
 
     def facts(self, spec: IndexSpec, rows: DataFrame) -> pa.Table:
@@ -225,6 +224,11 @@ class HotStreamRun:
         )
         each = [positions.merge_all(m.end for m in markers) for markers in found]
         return Committed(number, positions.meet_all(each))
+
+    def _writer(self, spec: IndexSpec) -> DeltaWriter:
+        if spec.name not in self._writers:
+            self._writers[spec.name] = DeltaWriter(spec, self._path(spec))
+        return self._writers[spec.name]
 
     def _path(self, spec: IndexSpec) -> Path:
         return delta.table_path(self._deltas, spec.name, lineage(spec))

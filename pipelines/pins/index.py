@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from pyspark.sql import functions as F
 
 from pipelines.indexing import facts
 from pipelines.indexing.spec import Documents, Family, Forward, IndexSpec, Inverted, State, Vector
@@ -38,16 +37,16 @@ def offer(rows: DataFrame, state: State) -> DataFrame:
 
 
 def _family(rows: DataFrame, family: str) -> DataFrame:
-    of_family = rows.filter(F.col(f"{family}_hash").isNotNull())
+    of_family = rows.filter(f"{family}_hash IS NOT NULL")
     return facts.frame(
         of_family,
         family=family,
-        identity=[F.col("pin_id")],
-        key=F.col("pin_id"),
-        version=[F.col("version")],
-        is_deleted=F.col("is_deleted"),
-        content_hash=F.col(f"{family}_hash"),
-        payload=F.col(family),
+        identity=["pin_id"],
+        key="pin_id",
+        version=["version"],
+        is_deleted="is_deleted",
+        content_hash=f"{family}_hash",
+        payload=family,
     )
 
 
@@ -56,12 +55,12 @@ def embedding(rows: DataFrame, state: State) -> DataFrame:
     return facts.frame(
         rows,
         family="embedding",
-        identity=[F.col("pin_id")],
-        key=F.col("pin_id"),
-        version=[F.lit(1)],
-        is_deleted=F.lit(False),
-        content_hash=F.xxhash64("vector"),
-        payload=F.struct(F.col("vector").cast("array<float>").alias("vector")),
+        identity=["pin_id"],
+        key="pin_id",
+        version=["1"],
+        is_deleted="false",
+        content_hash="xxhash64(vector)",
+        payload="struct(cast(vector AS array<float>) AS vector)",
     )
 
 

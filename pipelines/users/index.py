@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from pyspark.sql import functions as F
 
 from pipelines.contracts import ACTIONS
 from pipelines.indexing import facts
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 STREAM = "user_interactions"
 HOUR_MS = 3_600_000
+TIME_MS = "coalesce(unix_millis(event_time), 0)"
 
 INTERACTION = pa.schema(
     [
@@ -38,14 +38,14 @@ def interactions(rows: DataFrame, state: State) -> DataFrame:
     return facts.frame(
         rows,
         family="interactions",
-        identity=[F.col("user_id"), F.col("event_id")],
-        key=F.col("user_id"),
-        id=F.col("event_id"),
-        time_ms=_time_ms(),
-        version=[F.col("version")],
-        is_deleted=F.col("is_deleted"),
-        content_hash=F.col("content_hash"),
-        payload=F.struct(*INTERACTION.names),
+        identity=["user_id", "event_id"],
+        key="user_id",
+        id="event_id",
+        time_ms=TIME_MS,
+        version=["version"],
+        is_deleted="is_deleted",
+        content_hash="content_hash",
+        payload=_struct(INTERACTION),
     )
 
 
@@ -54,22 +54,20 @@ def counts(rows: DataFrame, state: State) -> DataFrame:
     return facts.frame(
         rows,
         family="counts",
-        identity=[F.col("user_id"), F.col("event_id")],
-        key=F.coalesce(
-            F.col("pin_id"), F.lit("")
-        ),  # a tombstone names no pin: what it takes back, the fold knows
-        id=F.col("event_id"),
-        time_ms=_time_ms(),
-        version=[F.col("version")],
-        is_deleted=F.col("is_deleted"),
-        content_hash=F.col("content_hash"),
-        amounts=[F.coalesce(F.col("action") == action, F.lit(False)).cast("bigint") for action in ACTIONS],
-        payload=F.struct(*COUNTED.names),
+        identity=["user_id", "event_id"],
+        key="coalesce(pin_id, '')",  # a tombstone names no pin: what it takes back, the fold knows
+        id="event_id",
+        time_ms=TIME_MS,
+        version=["version"],
+        is_deleted="is_deleted",
+        content_hash="content_hash",
+        amounts=[f"coalesce(action = '{action}', false)" for action in ACTIONS],
+        payload=_struct(COUNTED),
     )
 
 
-def _time_ms():  # type: ignore[no-untyped-def]
-    return F.coalesce(F.unix_millis("event_time"), F.lit(0))
+def _struct(schema: pa.Schema) -> str:
+    return f"struct({', '.join(schema.names)})"
 
 
 USER_EVENTS = IndexSpec(
