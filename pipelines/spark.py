@@ -56,9 +56,7 @@ def session(settings: Settings, app_name: str, *, has_small_jobs: bool = False) 
     return _start(settings, app_name, catalog, has_small_jobs)
 
 
-def _start(
-    settings: Settings, app_name: str, catalog: dict[str, str], has_small_jobs: bool
-) -> SparkSession:
+def _start(settings: Settings, app_name: str, catalog: dict[str, str], has_small_jobs: bool) -> SparkSession:
     archives = jars.resolve("spark", settings)
     scratch = settings.paths.run / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -102,9 +100,7 @@ def _catalog(settings: Settings) -> dict[str, str]:
     }
 
 
-def _options(
-    settings: Settings, archives: list[Path], scratch: Path, has_small_jobs: bool
-) -> dict[str, str]:
+def _options(settings: Settings, archives: list[Path], scratch: Path, has_small_jobs: bool) -> dict[str, str]:
     java = f"-Duser.timezone=UTC -Dlog4j2.configurationFile='{ROOT / 'conf' / 'spark' / 'log4j2.properties'}'"
     java += " -XX:+UseParallelGC " + (
         "-XX:TieredStopAtLevel=1" if has_small_jobs else "-XX:ReservedCodeCacheSize=256m"

@@ -157,8 +157,7 @@ def _vectors(base: Base) -> Iterator[Finding]:
         if not isinstance(path, Vector):
             continue
         broken = sum(
-            _broken(shard.rows[path.family], f"payload.{path.column}", path.dimensions)
-            for shard in base.shards
+            _broken(shard.payload[path.family][path.column], path.dimensions) for shard in base.shards
         )
         yield Finding(
             f"{path.name}_is_finite",
@@ -167,13 +166,10 @@ def _vectors(base: Base) -> Iterator[Finding]:
         )
 
 
-def _broken(rows: pa.Table, column: str, dimensions: int) -> int:
-    broken = 0
-    for chunk in rows.column(column).chunks:
-        offsets = np.asarray(chunk.offsets)
-        is_whole = (np.diff(offsets) == dimensions) & ~np.asarray(chunk.is_null())
-        values = np.asarray(chunk.values)
-        bad_before = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
-        is_finite = bad_before[offsets[1:]] == bad_before[offsets[:-1]]
-        broken += int(np.count_nonzero(~(is_whole & is_finite)))
-    return broken
+def _broken(vectors: pa.Array, dimensions: int) -> int:
+    offsets = np.asarray(vectors.offsets)
+    is_whole = (np.diff(offsets) == dimensions) & ~np.asarray(vectors.is_null())
+    values = np.asarray(vectors.values)
+    bad_before = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
+    is_finite = bad_before[offsets[1:]] == bad_before[offsets[:-1]]
+    return int(np.count_nonzero(~(is_whole & is_finite)))

@@ -26,6 +26,10 @@ EXACT_ROWS = 20_000
 GRAPH_SHARE = 400
 """A graph is used only if fewer than one in so many of its rows is asked for."""
 GRAPH_LINKS, GRAPH_BREADTH = 16, 120
+FIRST_ROWS = 4096
+"""An exact scan looks at so many of the longest vectors before it knows how long a vector must be."""
+ROUNDING = 1e-4
+"""By so much, relatively, a float32 inner product may be above the product of the lengths."""
 
 
 def write_shard(
@@ -104,13 +108,18 @@ def _write_vectors(
         zero_copy_only=False
     )
     ordinals, values = ordinals[is_given], values.filter(pa.array(is_given))
-    order = np.argsort(ordinals)
     flat = pc.list_flatten(values).to_numpy(zero_copy_only=False)
-    matrix = np.ascontiguousarray(flat.reshape(-1, path.dimensions).astype(np.float32)[order])
+    given = flat.reshape(-1, path.dimensions).astype(np.float32)
+    order = np.lexsort((ordinals, -_lengths(given)))
+    matrix = np.ascontiguousarray(given[order])
     column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), path.dimensions)
     write_columns(folder / f"vectors-{path.name}.arrow", {"ordinal": ordinals[order], "vector": column})
     if len(matrix) > EXACT_ROWS:
         _write_graph(folder / f"graph-{path.name}.hnsw", matrix)
+
+
+def _lengths(matrix: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
 
 
 def _write_graph(file: Path, matrix: np.ndarray) -> None:
@@ -156,6 +165,15 @@ class Vectors:
         self.row_of_ordinal = np.full(document_count, -1, np.int32)
         self.row_of_ordinal[self.ordinals] = np.arange(len(self.ordinals), dtype=np.int32)
         self._file = folder / f"graph-{path.name}.hnsw"
+        self._falling = -_lengths(self.matrix)
+        self._is_falling = bool(
+            (np.diff(self._falling) >= 0).all()
+        )  # not so in a base of before they were sorted
+
+    def rows_of(self, ordinals: np.ndarray) -> np.ndarray:
+        """The rows of documents' vectors, int64; documents without one are left out."""
+        rows = self.row_of_ordinal[ordinals]
+        return rows[rows >= 0].astype(np.int64)
 
     @cached_property
     def graph(self) -> Any:
@@ -193,13 +211,28 @@ class Vectors:
                 rows = self.graph.knn_query(query, k=wanted)[0][0].astype(np.int64)
                 rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows
                 return best(rows, self.matrix[rows] @ query, k)
-            scores = self.matrix @ query
-            scores[hidden] = -np.inf
-            rows, scores = best(None, scores, k)
-            is_shown = scores > -np.inf
-            return rows[is_shown], scores[is_shown]
+            return self._scanned(query, k, hidden)
         rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows
         return best(rows, self.matrix[rows] @ query, k)
+
+    def _scanned(self, query: np.ndarray, k: int, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """An exact scan, the longest vectors first. An inner product is at most the product of the lengths, so it ends
+        where no vector is long enough to be among the ``k`` best any more."""
+        reach = float(np.linalg.norm(query)) * (1 + ROUNDING)
+        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        start, end = 0, min(FIRST_ROWS, len(self.matrix))
+        while start < end:
+            part = self.matrix[start:end] @ query
+            part[hidden[(hidden >= start) & (hidden < end)] - start] = -np.inf
+            found, found_scores = best(None, part, k)
+            is_shown = found_scores > -np.inf
+            rows = np.concatenate([rows, found[is_shown] + start])
+            scores = np.concatenate([scores, found_scores[is_shown]])
+            rows, scores = best(rows, scores, k)
+            start, end = end, len(self.matrix)
+            if self._is_falling and len(scores) >= k and (least := float(scores.min())) > 0:
+                end = int(np.searchsorted(self._falling, -least / reach, side="right"))
+        return rows, scores
 
 
 def best(rows: np.ndarray | None, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

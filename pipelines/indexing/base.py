@@ -15,6 +15,7 @@ Layout of ``indices/<index>/<version>/``: ``manifest.json`` and a folder a shard
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from pipelines.indexing.merge import Ranks
 from pipelines.indexing.position import Position
 from pipelines.indexing.spec import IndexSpec, Sums
 
+MAX_PLACES = 1_000_000
+"""Of so many keys a base remembers where they stand; then it begins anew."""
 FORMAT = 1
 MANIFEST = "manifest.json"
 
@@ -138,12 +141,38 @@ class RowsShard:
         self.starts = {f.name: numbers(keys, f"start_{f.name}") for f in spec.families}
         self.ends = {f.name: numbers(keys, f"end_{f.name}") for f in spec.families}
         self.key_bytes = keys.column("key")
-        self.rows = {f.name: map_table(directory / f"rows-{f.name}.arrow") for f in spec.families}
-        self.times = {name: numbers(rows, "time_ms") for name, rows in self.rows.items()}
+        self.rows = {
+            f.name: _row_columns(map_table(directory / f"rows-{f.name}.arrow")) for f in spec.families
+        }
+        self.payload = {name: _payload_columns(columns) for name, columns in self.rows.items()}
         self.identities = _Identities(map_table(directory / "identities.arrow"))
         floors = map_table(directory / "floors.arrow")
         self.floor_keys = Hashes(numbers(floors, "lookup"), numbers(floors, "check"))
         self.floor_times, self.floor_ids = numbers(floors, "time_ms"), floors.column("id")
+
+    def payloads(self, family: str, rows: np.ndarray) -> list[dict[str, Any]]:
+        """What rows of a family say, as plain values."""
+        columns, at = self.payload[family], pa.array(rows)
+        values = [column.take(at).to_pylist() for column in columns.values()]
+        if not values:
+            return [{} for _ in rows]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def events(self, family: str) -> dict[str, pa.Array]:
+        """The id, the time and the payload's columns of a family."""
+        rows = self.rows[family]
+        return {"id": rows["id"], "time_ms": rows["time_ms"], **self.payload[family]}
+
+
+def _row_columns(table: pa.Table) -> dict[str, pa.Array]:
+    """The mapped columns of a ``rows`` file, each in one piece."""
+    columns = {name: table.column(name) for name in table.column_names}
+    return {name: c.chunk(0) if c.num_chunks else pa.array([], c.type) for name, c in columns.items()}
+
+
+def _payload_columns(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    prefix = "payload."
+    return {name.removeprefix(prefix): c for name, c in columns.items() if name.startswith(prefix)}
 
 
 class SumsShard:
@@ -196,6 +225,7 @@ class Base:
         self.spec = spec
         self.manifest = manifest
         self.shards = shards
+        self._places: dict[bytes, int] = {}  # shard << 32 | ordinal; -1: in none
 
     @property
     def version(self) -> str | None:
@@ -240,6 +270,40 @@ class Base:
             if hit.any():
                 located.append((shard, queries[hit], at[hit]))
         return located
+
+    def place(self, keys: Sequence[bytes]) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+        """For each shard that has some of the keys: the shard, which of them, and their ordinals, both int64.
+
+        Where a key stands in a base never changes, and the same keys are asked for again and again: it is remembered.
+        """
+        places = self._places
+        found = [places.get(key) for key in keys]
+        if None in found:
+            unknown = [i for i, place in enumerate(found) if place is None]
+            for i, place in zip(unknown, self._look_up([keys[i] for i in unknown]), strict=True):
+                found[i] = place
+        at = np.array(found, np.int64)
+        shards, ordinals = at >> 32, at & 0xFFFFFFFF
+        grouped = []
+        for number, shard in enumerate(self.shards):
+            queries = np.flatnonzero(shards == number)
+            if len(queries):
+                grouped.append((shard, queries, ordinals[queries]))
+        return grouped
+
+    def _look_up(self, keys: Sequence[bytes]) -> list[int]:
+        hashed = fact.hash_keys(keys)
+        at = np.full(len(keys), -1, np.int64)
+        of_shard = fact.shard_of(hashed, max(1, len(self.shards)))
+        for number, shard in enumerate(self.shards):
+            queries = np.flatnonzero(of_shard == number)
+            ordinals = fact.find(shard.keys, hashed.take(queries))
+            at[queries] = np.where(ordinals >= 0, ordinals | number << 32, -1)
+        if len(self._places) + len(keys) > MAX_PLACES:
+            self._places.clear()
+        found: list[int] = at.tolist()
+        self._places.update(zip(keys, found, strict=True))
+        return found
 
     def split(self, hashed: Hashes) -> list[tuple[Any, np.ndarray]]:
         """Which of the hashes belong to which shard."""

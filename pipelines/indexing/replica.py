@@ -216,7 +216,7 @@ class Follower:
         base = bases.open_base(self.spec, self.versions.path(version))
         for path in self.spec.access:  # graphs are read into memory now, not by the first request
             if isinstance(path, Vector) and base.shards:
-                from pipelines.indexing.rows import DocumentsView
+                from pipelines.indexing.documents import DocumentsView
 
                 DocumentsView(base).warm(path)
         return base

@@ -19,8 +19,9 @@ from pipelines.contracts import ACTIONS
 from pipelines.recommend import fold_in
 
 if TYPE_CHECKING:
-    from pipelines.indexing.rows import DocumentsView, TimelineView
+    from pipelines.indexing.documents import DocumentsView
     from pipelines.indexing.sums import SumsView
+    from pipelines.indexing.timelines import TimelineView
 
 VECTOR, CATEGORY = "embedding", "category"
 PARAMETERS = "als"
@@ -34,7 +35,6 @@ POPULARITY = {"purchase": UNIT, "save": 6, "click": 3, "view": 1, "hide": -UNIT}
 WEIGHTS = tuple(POPULARITY.get(action, 0) for action in ACTIONS)
 MARGIN = 16
 """So many more are looked at than asked for: the search scores in float32, the order is by exact scores."""
-SPARE = 256
 
 Document = dict[str, dict[str, Any]]
 
@@ -117,7 +117,7 @@ def parameters_of(pins: DocumentsView) -> fold_in.Parameters | None:
 
 def interests(events: TimelineView, user: bytes, parameters: fold_in.Parameters | None) -> fold_in.Interests:
     """What a user's merged events say about pins; without a model, what is settled is said all the same."""
-    timeline = events.timeline(user).table
+    timeline = events.timeline(user, columns=("time_ms", "pin_id", "action")).table
     if not timeline.num_rows:
         return fold_in.Interests([], np.empty(0), set(), 0)
     times = timeline.column("time_ms").to_numpy()
@@ -152,25 +152,19 @@ def nearest(
     *,
     only_available: bool,
 ) -> list[Item]:
-    """The ``k`` pins of greatest inner product with a vector.
-
-    At first what must not be answered is left out of a longer list, which is quicker than to look all of it up; where
-    that list was too short, the search leaves it out.
-    """
+    """The ``k`` pins of greatest inner product with a vector."""
     where = None if category is None else {CATEGORY: category}
     query = vector.astype(np.float32)
-    wanted, left_out = k + MARGIN + min(len(exclude), SPARE), ()
+    wanted = k + MARGIN
     while True:
-        nearby = pins.search(VECTOR, query, wanted, where, left_out)
-        found = [key for key, _ in nearby if key not in exclude][
-            : k + MARGIN if len(nearby) == wanted else None
-        ]
+        nearby = pins.search(VECTOR, query, wanted, where, exclude)
+        found = [key for key, _ in nearby]
         exact = pins.vectors(VECTOR, found)[0].astype(np.float64) @ vector
         ordered = fold_in.ranked(found, exact, len(found))
         items = _shown(pins, ordered, k, only_available=only_available)
         if len(items) == k or len(nearby) < wanted:
             return items
-        wanted, left_out = max(k + MARGIN, wanted) * 2, exclude  # type: ignore[assignment]
+        wanted *= 2
 
 
 def _shown(

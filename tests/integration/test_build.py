@@ -17,9 +17,10 @@ from jobs.build import BuildReport, build
 from pipelines import lake
 from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.base import open_base
+from pipelines.indexing.documents import DocumentsView
 from pipelines.indexing.position import Position
-from pipelines.indexing.rows import DocumentsView, TimelineView
 from pipelines.indexing.sums import SumsView
+from pipelines.indexing.timelines import TimelineView
 from pipelines.indexing.versions import Versions
 from pipelines.indexing.view import View, view
 from pipelines.indices import INDICES

@@ -1,0 +1,174 @@
+"""Timelines: base and overlay read as one, by key, newest first.
+
+Belongs here: the view, and how events of base and overlay are brought together. Runs and folding are ``rows``'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.indexing import facts as fact
+from pipelines.indexing.base import RowsShard
+from pipelines.indexing.facts import Hashes, hash_keys
+from pipelines.indexing.rows import NO_ROWS, RowsView
+from pipelines.indexing.spec import Timeline
+
+
+class TimelineAnswer(NamedTuple):
+    """A key's events, newest first.
+
+    ``table`` has the columns id, time_ms and the payload's of the first family; further families are struct columns
+    named like the family. Where ``is_complete`` is False the events are the exact prefix at or above the floor of a
+    truncated key.
+    """
+
+    table: pa.Table
+    is_complete: bool
+
+
+class TimelineView(RowsView):
+    """Timelines by key."""
+
+    def timeline(
+        self,
+        key: bytes,
+        limit: int | None = None,
+        before: tuple[int, bytes] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> TimelineAnswer:
+        """The newest ``limit`` events of a key (all, if None), inside the horizon.
+
+        ``before``: only events that come after this (time_ms, id) in the answer's order, for paging. A declared
+        count limits the whole timeline, pages included. ``columns``: only these of the table's; None: all.
+        """
+        read = self.spec.read
+        assert isinstance(read, Timeline)
+        family = self.spec.families[0].name
+        hashed = hash_keys([key])
+        standing = (
+            [(run, rows[run.family[rows] == 0]) for run, rows in self._newest(hashed)] if self.runs else []
+        )
+        hidden = np.concatenate([run.base_row[rows] for run, rows in standing] or [NO_ROWS])
+        hidden = hidden[hidden >= 0]
+        bounds = [n for n in (read.count, limit if before is None else None) if n is not None]
+        most = min(bounds, default=None)
+        kinds = self._kinds(columns)
+        older, recent, floor = [], [], None
+        for shard, _, ordinals in self.base.place([key]):
+            ordinal = ordinals[0]
+            start, end = int(shard.starts[family][ordinal]), int(shard.ends[family][ordinal])
+            if most is not None:
+                start = max(start, end - most - len(hidden))
+            rows = np.arange(start, end)
+            rows = rows[~np.isin(rows, hidden)] if len(hidden) else rows
+            older.append(_picked(shard.events(family), rows[::-1], kinds))
+        for shard, _ in self.base.split(hashed):
+            floor = _floor(shard, hashed)
+        horizon = self.base.horizon_from_ms
+        for run, rows in standing:
+            rows = rows[~run.is_deleted[rows]]
+            if horizon is not None:
+                rows = rows[run.times[rows] >= horizon]
+            if len(rows):
+                recent.append(_picked(run.events, rows, kinds))
+        events = _newest_first(older, recent, kinds)
+        if floor is not None:
+            events = _up_to(events, floor)
+        is_truncated = floor is not None and (read.count is None or events.num_rows < read.count)
+        if read.count is not None:
+            events = events.slice(0, read.count)
+        if before is not None:
+            events = _after(events, before)
+        is_complete = not is_truncated or (limit is not None and events.num_rows >= limit)
+        events = events.slice(0, limit)
+        for joined in self.spec.families[1:]:
+            if columns is None or joined.name in columns:
+                events = events.append_column(joined.name, self._joined(joined.name, key, events))
+        return TimelineAnswer(events if columns is None else events.select(list(columns)), is_complete)
+
+    def _kinds(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:
+        """The columns to read and their types; the order of events is always among them."""
+        kinds = {field.name: field.type for field in self.spec.families[0].schema}
+        wanted = kinds if columns is None else {name: kinds[name] for name in columns if name in kinds}
+        return {"id": pa.binary(), "time_ms": pa.int64(), **wanted}
+
+    def _joined(self, family: str, key: bytes, events: pa.Table) -> pa.Array:
+        """Another family's payloads for events of a key, by event id; null where there is none."""
+        kind = pa.struct(list(self.spec.family(family).schema))
+        values: list[dict[str, Any] | None] = [None] * events.num_rows
+        ids = events.column("id").to_pylist()
+        identities = hash_keys([fact.identity_bytes([family.encode(), key, event]) for event in ids])
+        hashed = hash_keys([key])
+        repeated = Hashes(np.repeat(hashed.lookup, len(ids)), np.repeat(hashed.check, len(ids)))
+        for shard, queries, at in self.base.locate(identities, repeated):
+            rows = shard.identities.row[at]
+            live = rows >= 0
+            for query, payload in zip(
+                queries[live].tolist(), shard.payloads(family, rows[live]), strict=True
+            ):
+                values[query] = payload
+        horizon = self.base.horizon_from_ms
+        for run in self.runs:
+            at = run.find(identities)
+            for query in np.flatnonzero(at >= 0).tolist():
+                row = int(at[query])
+                is_gone = run.is_deleted[row] or (horizon is not None and run.times[row] < horizon)
+                values[query] = None if is_gone else run.value(family, row)
+        return pa.array(values, kind)
+
+
+def _picked(columns: dict[str, pa.Array], rows: np.ndarray, kinds: dict[str, pa.DataType]) -> pa.Table:
+    """Rows of some columns; base files have 64-bit offsets, answers do not."""
+    at = pa.array(rows)
+    picked = {}
+    for name, kind in kinds.items():
+        column = columns[name].take(at)
+        picked[name] = column if column.type == kind else column.cast(kind)
+    return pa.table(picked)
+
+
+def _newest_first(older: list[pa.Table], recent: list[pa.Table], kinds: dict[str, pa.DataType]) -> pa.Table:
+    """One table by (time, id) descending. ``older`` are the base's, which are in order; ``recent`` the overlay's."""
+    if not recent:
+        return older[0] if older else pa.schema(list(kinds.items())).empty_table()
+    newest = _ordered(pa.concat_tables(recent))
+    if not older or not older[0].num_rows:
+        return newest
+    both = pa.concat_tables([newest, *older]).combine_chunks()
+    is_after = newest.column("time_ms")[-1].as_py() > older[0].column("time_ms")[0].as_py()
+    return both if is_after else _ordered(both)
+
+
+def _ordered(events: pa.Table) -> pa.Table:
+    return (
+        events.sort_by([("time_ms", "descending"), ("id", "descending")]) if events.num_rows > 1 else events
+    )
+
+
+def _floor(shard: RowsShard, hashed: Hashes) -> tuple[int, bytes] | None:
+    at = fact.find(shard.floor_keys, hashed)[0]
+    return (int(shard.floor_times[at]), shard.floor_ids[at].as_py()) if at >= 0 else None
+
+
+def _up_to(events: pa.Table, floor: tuple[int, bytes]) -> pa.Table:
+    """Events newest first, cut where they fall below the floor."""
+    time, event = floor
+    times = events.column("time_ms").to_numpy()
+    cut = int(np.searchsorted(-times, -time, side="left"))
+    last = int(np.searchsorted(-times, -time, side="right"))
+    ids = events.column("id").slice(cut, last - cut).to_pylist()
+    return events.slice(0, cut + sum(i >= event for i in ids))
+
+
+def _after(events: pa.Table, before: tuple[int, bytes]) -> pa.Table:
+    """Events newest first, from the first that comes after (time, id) on."""
+    time, event = before
+    times = events.column("time_ms").to_numpy()
+    cut = int(np.searchsorted(-times, -time, side="left"))
+    last = int(np.searchsorted(-times, -time, side="right"))
+    ids = events.column("id").slice(cut, last - cut).to_pylist()
+    return events.slice(cut + sum(i >= event for i in ids))
