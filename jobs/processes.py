@@ -463,7 +463,7 @@ def _streams(settings: Settings) -> Process:
 
     def command() -> Sequence[str]:
         board.forget_status()
-        return ["nice", "-n", str(settings.streams.nice), *_python("-m", "jobs.streams")]
+        return _python("-m", "jobs.streams")
 
     environment = _environment_of(settings)
     return Process("streams", command, board.what_is_missing, (), 300.0, 40.0, environment)

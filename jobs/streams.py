@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.controls import RUNNING, STOPPED, Controls
@@ -206,6 +207,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     settings = settings_module.load()
+    stand_back(settings.streams.nice)
     board = Controls(settings.paths.run)
     spark = session(settings, "tidemark streams", has_small_jobs=True)
     for spec in INDICES.values():
@@ -223,6 +225,17 @@ def main() -> int:
             ending.set()
     _say_goodbye(runners, board)
     return code
+
+
+def stand_back(nice: int) -> None:
+    """Let serving go first, with whatever this process starts.
+
+    Linux weighs sessions against each other before the processes within them (autogroups), and every process of
+    Tidemark has a session of its own: its group is lowered too, where there are groups.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def is_spark_alive(spark: SparkSession) -> bool:

@@ -270,6 +270,8 @@ class Tailer:
         self.spec = spec
         self.path = path
         self.version = -1  # of the log, up to which epochs were read
+        self._log = path / "_delta_log"
+        self._checkpoint = (0, -1)  # of the last one that was looked at: when it was written, its version
 
     def head(self) -> int:
         """The newest version of the log; -1 if there is no table yet."""
@@ -280,7 +282,7 @@ class Tailer:
 
     def snapshot(self) -> Iterator[Epoch]:
         """Every epoch of the table as it is now; from here on ``poll`` gives what comes after."""
-        if not (self.path / "_delta_log").exists():  # asked often before the first epoch
+        if not self._log.exists():  # asked often before the first epoch
             return
         try:
             table = DeltaTable(str(self.path))
@@ -296,11 +298,10 @@ class Tailer:
 
         Removals and rewrites are ignored: they do not change which facts were accepted.
         """
-        entry = self.path / "_delta_log" / f"{self.version + 1:020d}.json"
-        try:
-            lines = entry.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+        entry = self._log / f"{self.version + 1:020d}.json"
+        if not entry.exists():  # nearly always so: it costs two system calls
             return None if self._was_cleaned_up() else []
+        lines = entry.read_text(encoding="utf-8").splitlines()
         epochs: list[Epoch] = []
         for line in lines:
             added = json.loads(line).get("add")
@@ -313,11 +314,15 @@ class Tailer:
         return epochs
 
     def _was_cleaned_up(self) -> bool:
+        file = self._log / "_last_checkpoint"
         try:
-            text = (self.path / "_delta_log" / "_last_checkpoint").read_text(encoding="utf-8")
-            return int(json.loads(text)["version"]) > self.version
+            written_ns = file.stat().st_mtime_ns
+            if written_ns != self._checkpoint[0]:
+                version = int(json.loads(file.read_text(encoding="utf-8"))["version"])
+                self._checkpoint = (written_ns, version)
         except (FileNotFoundError, ValueError, KeyError):
             return False
+        return self._checkpoint[1] > self.version
 
     def _read(self, file: Path) -> list[Epoch]:
         """The epochs of one data file; a file that compaction wrote holds several."""

@@ -93,7 +93,7 @@ class Overlay:
                     return
         if waiting:
             self._fold(waiting, end)
-        else:
+        elif not self.view.position.covers(end):
             self.view = self.view.folded(fact.schema(self.view.spec).empty_table(), end)
 
     def _after_cut(self, epochs: Iterable[Epoch]) -> Iterator[Epoch]:

@@ -25,8 +25,9 @@ from pipelines.indexing.spec import IndexSpec, Vector, lineage
 from pipelines.indexing.versions import Pointer, Versions, this_replica
 from pipelines.indexing.view import View
 
-POLL_S = 0.02
-POINTER_POLL_S = 0.2
+POLL_S = 0.1
+POINTER_POLL_S = 0.5
+"""A thread that wakes takes the interpreter from what answers: polling every 20 ms made answers a third slower."""
 log = logging.getLogger(__name__)
 
 
