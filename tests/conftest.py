@@ -87,7 +87,7 @@ def spark(shared_settings: Settings) -> Iterator[SparkSession]:
     `pipelines.spark.session(settings, …)` for a session on the same Spark, with a catalog of its own."""
     from pipelines.spark import session
 
-    running = session(shared_settings, "tests")
+    running = session(shared_settings, "tests", has_small_jobs=True)
     yield running
     running.stop()
 

@@ -12,6 +12,7 @@ A fold keeps only facts that outrank what base and older runs have, so the newes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
@@ -46,6 +47,7 @@ class Run:
         self.times = self.facts.column("time_ms").to_numpy()
         self.is_deleted = self.ranks.is_deleted
         self._first = spec.families[0]
+        self.number = next(_numbers)  # no other run of the process has it
 
     def __len__(self) -> int:
         return len(self.base_row)
@@ -76,6 +78,7 @@ class Run:
         return {"id": self.facts.column("id").combine_chunks(), "time_ms": pa.array(self.times), **named}
 
 
+_numbers = itertools.count()
 NO_ROWS = np.empty(0, np.int64)
 
 

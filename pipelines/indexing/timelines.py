@@ -5,7 +5,7 @@ Belongs here: the view, and how events of base and overlay are brought together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,11 @@ class TimelineView(RowsView):
             if columns is None or joined.name in columns:
                 events = events.append_column(joined.name, self._joined(joined.name, key, events))
         return TimelineAnswer(events if columns is None else events.select(list(columns)), is_complete)
+
+    def stamp(self, key: bytes) -> Hashable:
+        """What differs whenever the timeline of a key differs, for the views of one base."""
+        hashed = hash_keys([key])
+        return tuple(run.number for run in self.runs if len(run.rows_of(hashed)))
 
     def _kinds(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:
         """The columns to read and their types; the order of events is always among them."""

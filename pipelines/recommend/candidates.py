@@ -10,7 +10,8 @@ unavailable. `similar` shows whatever is in the catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.contracts import ACTIONS
 from pipelines.recommend import fold_in
 
 if TYPE_CHECKING:
+    from pipelines.indexing.base import Base
     from pipelines.indexing.documents import DocumentsView
     from pipelines.indexing.sums import SumsView
     from pipelines.indexing.timelines import TimelineView
@@ -33,6 +35,8 @@ UNIT = 10
 POPULARITY = {"purchase": UNIT, "save": 6, "click": 3, "view": 1, "hide": -UNIT}
 """What an event of each action adds to a pin's popularity, in tenths of a purchase."""
 WEIGHTS = tuple(POPULARITY.get(action, 0) for action in ACTIONS)
+TASTES_KEPT = 4096
+"""Of so many users, those who were asked for last, the taste is kept: some 30 KB each."""
 MARGIN = 16
 """So many more are looked at than asked for: the search scores in float32, the order is by exact scores."""
 
@@ -115,31 +119,77 @@ def parameters_of(pins: DocumentsView) -> fold_in.Parameters | None:
     return read
 
 
-def interests(events: TimelineView, user: bytes, parameters: fold_in.Parameters | None) -> fold_in.Interests:
-    """What a user's merged events say about pins; without a model, what is settled is said all the same."""
+class Taste(NamedTuple):
+    """What a user's merged events say.
+
+    Attributes:
+        vector: The user's, float64[d]; None where no pin that the user prefers has a vector.
+        settled: The pins that are not to be recommended: bought, or hidden.
+        event_count: How many events are in the vector.
+    """
+
+    vector: fold_in.Float64s | None
+    settled: set[bytes]
+    event_count: int
+
+
+class Tastes:
+    """The tastes of users over one pair of bases, each kept while no event of the user's comes or goes."""
+
+    def __init__(self, pins: Base, events: Base, parameters: fold_in.Parameters | None) -> None:
+        self._pins, self._events, self._parameters = pins, events, parameters
+        self._kept: OrderedDict[bytes, tuple[Hashable, Taste]] = OrderedDict()
+
+    def are_of(
+        self, pins: DocumentsView, events: TimelineView, parameters: fold_in.Parameters | None
+    ) -> bool:
+        """Whether these views stand on the same bases, whatever came after them."""
+        is_same_base = pins.base is self._pins and events.base is self._events
+        return is_same_base and parameters is self._parameters
+
+    def of(self, pins: DocumentsView, events: TimelineView, user: bytes) -> Taste:
+        """A user's taste, as these views have it."""
+        stamp = events.stamp(user)
+        kept = self._kept.get(user)
+        if kept is not None and kept[0] == stamp:
+            self._kept.move_to_end(user)
+            return kept[1]
+        found = taste(pins, events, user, self._parameters)
+        self._kept[user] = (stamp, found)
+        self._kept.move_to_end(user)
+        if len(self._kept) > TASTES_KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+
+def taste(
+    pins: DocumentsView, events: TimelineView, user: bytes, parameters: fold_in.Parameters | None
+) -> Taste:
+    """A user's taste from the merged events; without a model, what is settled is said all the same."""
     timeline = events.timeline(user, columns=("time_ms", "pin_id", "action")).table
     if not timeline.num_rows:
-        return fold_in.Interests([], np.empty(0), set(), 0)
+        return Taste(None, set(), 0)
     times = timeline.column("time_ms").to_numpy()
     weights = parameters or fold_in.Parameters("", np.empty((0, 0)))
-    return fold_in.interests(timeline.column("pin_id"), timeline.column("action"), times, weights)
+    told = fold_in.interests(timeline.column("pin_id"), timeline.column("action"), times, weights)
+    if parameters is None:
+        return Taste(None, told.settled, 0)
+    vectors, has = pins.vectors(VECTOR, told.pins)
+    vector = fold_in.solve(vectors[has], told.strengths[has], parameters)
+    return Taste(vector, told.settled, told.event_count)
 
 
 def personal(
     pins: DocumentsView,
-    told: fold_in.Interests,
+    told: Taste,
     parameters: fold_in.Parameters | None,
     k: int,
     category: str | None = None,
 ) -> Answer | None:
     """Recommendations by the user's vector; None for a user without one, who is answered with what is `popular`."""
-    if parameters is None or not told.pins:
+    if parameters is None or told.vector is None:
         return None
-    vectors, has = pins.vectors(VECTOR, told.pins)
-    user = fold_in.solve(vectors[has], told.strengths[has], parameters)
-    if user is None:
-        return None
-    items = nearest(pins, user, k, category, told.settled, only_available=True)
+    items = nearest(pins, told.vector, k, category, told.settled, only_available=True)
     return Answer(items, Basis("folded", told.event_count, parameters.model_id))
 
 

@@ -43,6 +43,7 @@ class Ground:
         self._standings: dict[tuple[str, ...], tuple[tuple[bool, ...], Standing]] = {}
         self._parameters: tuple[Any, fold_in.Parameters | None] = (None, None)
         self._popularity: candidates.Popularity | None = None
+        self._tastes: candidates.Tastes | None = None
         self._aside = ThreadPoolExecutor(1, "aside")
 
     def now(self, *indices: str) -> Standing:
@@ -102,6 +103,12 @@ class Ground:
                 read = None
             self._parameters = (pins.base, read)
         return self._parameters[1]
+
+    def tastes(self, pins: Any, events: Any, parameters: fold_in.Parameters | None) -> candidates.Tastes:
+        """The tastes of users over the bases of these views."""
+        if self._tastes is None or not self._tastes.are_of(pins, events, parameters):
+            self._tastes = candidates.Tastes(pins.base, events.base, parameters)
+        return self._tastes
 
     def popularity(self, counts: Any) -> candidates.Popularity:
         """What is popular in a view of the counts, computed once for each view."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
+import pyarrow as pa
 import pytest
 from hypothesis import given
 
+from pipelines.indexing.base import Base
 from tests import oracle
 from tests.properties import specs
 from tests.properties.harness import CASES, FEWER_CASES, Home, Ledger, drive
@@ -19,8 +23,12 @@ HISTORIES = histories(about="timeline", feeds=specs.EVENT_FEEDS, ages_ms=AGES_MS
 JOINED_HISTORIES = histories(about="timeline", feeds=specs.JOINED_FEEDS, counts=COUNTS)
 
 
+SEEN: dict[tuple[Home, bytes, Hashable], tuple[Base, pa.Table]] = {}
+
+
 def check(home: Home, ledger: Ledger) -> None:
     """Every timeline is what the oracle says, whole and limited, and says truly whether it is complete."""
+    check_stamps(home)
     view = home.view()
     families = [family.name for family in view.spec.families]
     visible, served = ledger.visible(), ledger.served
@@ -39,6 +47,16 @@ def check(home: Home, ledger: Ledger) -> None:
             answer = view.timeline(key, limit)
             found = [event(row, families) for row in answer.table.to_pylist()]
             assert (found, answer.is_complete) == (expected.events, expected.is_complete), (key, limit)
+            assert view.timeline(key, limit, columns=("number",)).table == answer.table.select(["number"])
+
+
+def check_stamps(home: Home) -> None:
+    """Where a key's stamp is what it was, over the same base, so is its timeline."""
+    view = home.view()
+    for key in KEYS[:3]:
+        table = view.timeline(key).table
+        base, known = SEEN.setdefault((home, key, view.stamp(key)), (view.base, table))
+        assert base is not view.base or known == table, key
 
 
 def event(row: dict[str, object], families: list[str]) -> oracle.Event:
@@ -50,6 +68,7 @@ def event(row: dict[str, object], families: list[str]) -> oracle.Event:
 
 def run(history: History) -> None:
     """One case; ``test_planted_bugs`` runs the same."""
+    SEEN.clear()
     drive(specs.timeline(history.age_ms, history.count), history, check)
 
 

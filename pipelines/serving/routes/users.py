@@ -25,7 +25,7 @@ def register(app: FastAPI, ground: Ground) -> None:
         standing = await ground.at(query.min_position(), PINS, EVENTS, COUNTS)
         pins, user = standing.views[PINS], call.ids["user_id"]
         parameters = ground.parameters(pins)
-        told = candidates.interests(standing.views[EVENTS], user, parameters)
+        told = ground.tastes(pins, standing.views[EVENTS], parameters).of(pins, standing.views[EVENTS], user)
         answer = candidates.personal(pins, told, parameters, k, category)
         if answer is None:
             popularity = ground.popularity(standing.views[COUNTS])
