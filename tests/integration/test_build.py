@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -26,7 +29,7 @@ from pipelines.indexing.view import View, view
 from pipelines.indices import INDICES
 from pipelines.ingest import load
 from pipelines.recommend import registry
-from pipelines.settings import Settings
+from pipelines.settings import ROOT, Settings
 from tests.conftest import small_settings
 
 pytestmark = pytest.mark.timeout(1800)  # a build of everything, four times over
@@ -229,6 +232,18 @@ def test_everything_is_built_and_answers_as_plain_python_does(world: World) -> N
     assert report.published == pointers(world.settings)
     assert {step.state for step in report.steps} == {"done"}
     require_answers(world.settings, world.events, world.updates)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_runs_on_what_was_built(world: World, notebook: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "outputs are not committed"
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    environment = {**os.environ, **world.settings.environment, "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_accounts_add_up(world: World) -> None:
