@@ -219,19 +219,20 @@ class Vectors:
         """An exact scan, the longest vectors first. An inner product is at most the product of the lengths, so it ends
         where no vector is long enough to be among the ``k`` best any more."""
         reach = float(np.linalg.norm(query)) * (1 + ROUNDING)
-        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        rows, scores, least = np.empty(0, np.int64), np.empty(0, np.float32), -np.inf
         start, end = 0, min(FIRST_ROWS, len(self.matrix))
         while start < end:
             part = self.matrix[start:end] @ query
             part[hidden[(hidden >= start) & (hidden < end)] - start] = -np.inf
-            found, found_scores = best(None, part, k)
-            is_shown = found_scores > -np.inf
-            rows = np.concatenate([rows, found[is_shown] + start])
-            scores = np.concatenate([scores, found_scores[is_shown]])
+            found = np.flatnonzero((part >= least) & (part > -np.inf))
+            rows = np.concatenate([rows, found + start])
+            scores = np.concatenate([scores, part[found]])
             rows, scores = best(rows, scores, k)
             start, end = end, len(self.matrix)
-            if self._is_falling and len(scores) >= k and (least := float(scores.min())) > 0:
-                end = int(np.searchsorted(self._falling, -least / reach, side="right"))
+            if len(scores) >= k:
+                least = float(scores.min())
+                if self._is_falling and least > 0:
+                    end = int(np.searchsorted(self._falling, -least / reach, side="right"))
         return rows, scores
 
 

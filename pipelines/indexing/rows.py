@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.indexing import facts as fact
 from pipelines.indexing.base import Base
@@ -42,8 +43,8 @@ class Run:
         identities = hashes(self.facts.column("identity_hash"))
         self.by_identity = np.argsort(identities.lookup, kind="stable")
         self.identities = identities.take(self.by_identity)
-        numbers = {family.name: n for n, family in enumerate(spec.families)}
-        self.family = np.array([numbers[name] for name in self.facts.column("family").to_pylist()], np.int8)
+        names = pa.array([family.name for family in spec.families], self.facts.column("family").type)
+        self.family = pc.index_in(self.facts.column("family"), names).to_numpy().astype(np.int8)
         self.times = self.facts.column("time_ms").to_numpy()
         self.is_deleted = self.ranks.is_deleted
         self._first = spec.families[0]
