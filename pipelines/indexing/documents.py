@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,6 @@ from pipelines.indexing.facts import Hashes, hash_keys
 from pipelines.indexing.position import Position
 from pipelines.indexing.rows import RowsView
 from pipelines.indexing.spec import Documents, Inverted, Vector
-
-T = TypeVar("T")
 
 
 class UnknownAccess(TidemarkError):

@@ -161,19 +161,19 @@ def _floor(shard: RowsShard, hashed: Hashes) -> tuple[int, bytes] | None:
 
 def _up_to(events: pa.Table, floor: tuple[int, bytes]) -> pa.Table:
     """Events newest first, cut where they fall below the floor."""
-    time, event = floor
-    times = events.column("time_ms").to_numpy()
-    cut = int(np.searchsorted(-times, -time, side="left"))
-    last = int(np.searchsorted(-times, -time, side="right"))
-    ids = events.column("id").slice(cut, last - cut).to_pylist()
-    return events.slice(0, cut + sum(i >= event for i in ids))
+    cut, ids = _of_time(events, floor[0])
+    return events.slice(0, cut + sum(i >= floor[1] for i in ids))
 
 
 def _after(events: pa.Table, before: tuple[int, bytes]) -> pa.Table:
     """Events newest first, from the first that comes after (time, id) on."""
-    time, event = before
+    cut, ids = _of_time(events, before[0])
+    return events.slice(cut + sum(i >= before[1] for i in ids))
+
+
+def _of_time(events: pa.Table, time_ms: int) -> tuple[int, list[bytes]]:
+    """Where the events of a time begin among events newest first, and their ids."""
     times = events.column("time_ms").to_numpy()
-    cut = int(np.searchsorted(-times, -time, side="left"))
-    last = int(np.searchsorted(-times, -time, side="right"))
-    ids = events.column("id").slice(cut, last - cut).to_pylist()
-    return events.slice(cut + sum(i >= event for i in ids))
+    first = int(np.searchsorted(-times, -time_ms, side="left"))
+    last = int(np.searchsorted(-times, -time_ms, side="right"))
+    return first, events.column("id").slice(first, last - first).to_pylist()
