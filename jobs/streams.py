@@ -228,13 +228,17 @@ def main() -> int:
 
 
 def stand_back(nice: int) -> None:
-    """Let serving go first, with whatever this process starts.
+    """Let serving go first, with whatever this process starts; 0: as everybody.
 
     Linux weighs sessions against each other before the processes within them (autogroups), and every process of
-    Tidemark has a session of its own: its group is lowered too, where there are groups.
+    Tidemark has a session of its own: its group is lowered too, where there are groups. And a process that wakes up
+    takes a core at once from a thread of the idle class, where it would wait for the end of another's slice.
     """
+    if nice <= 0:
+        return
     os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has classes and groups
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 

@@ -5,12 +5,16 @@ Belongs here: every Spark setting that Tidemark relies on. Does not belong here:
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from py4j.java_gateway import JavaClass, JavaMember, JVMView
 from pyspark.sql import SparkSession
 
 from pipelines import jars
@@ -57,6 +61,7 @@ def session(settings: Settings, app_name: str, *, has_small_jobs: bool = False) 
 
 
 def _start(settings: Settings, app_name: str, catalog: dict[str, str], has_small_jobs: bool) -> SparkSession:
+    remember_names()
     archives = jars.resolve("spark", settings)
     scratch = settings.paths.run / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -78,6 +83,28 @@ def _start(settings: Settings, app_name: str, catalog: dict[str, str], has_small
     if not settings.spark.is_local:
         spark.sparkContext.addPyFile(str(_packed(scratch)))
     return spark
+
+
+def remember_names() -> None:
+    """Ask the JVM once for what a name of Java stands for: a class of a view, a static member of a class.
+
+    py4j asks each time that a name is used, and Java then looks through every archive for each package that the name
+    might be in: a third of what an epoch of a stream cost. Both are the same for as long as the JVM lives.
+    """
+    for kind in (JVMView, JavaClass):
+        if not hasattr(kind.__getattr__, "__wrapped__"):
+            kind.__getattr__ = _remembered(kind.__getattr__)
+
+
+def _remembered(asked: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    @functools.wraps(asked)
+    def ask(self: Any, name: str) -> Any:
+        found = asked(self, name)
+        if isinstance(found, JavaClass | JavaMember):
+            self.__dict__[name] = found
+        return found
+
+    return ask
 
 
 def _catalog(settings: Settings) -> dict[str, str]:

@@ -77,6 +77,21 @@ BUGS = (
         ROWS,
     ),
     Bug(
+        "an event that replaces another is taken for a new one",
+        "rows:fold",
+        "is_addition[hit] = False",
+        "is_addition[hit] = True",
+        ("timeline",),
+    ),
+    Bug(
+        "merged runs forget with which fold their facts came",
+        "rows:_compact",
+        "older.origins.take(rest).followed_by(newer.origins)",
+        "Origins(older.origins.take(rest).followed_by(newer.origins)[0], np.zeros(len(facts), int), "
+        "np.ones(len(facts), bool))",
+        ("timeline",),
+    ),
+    Bug(
         "tombstones are dropped when a base of sums is built",
         "build:write_sums_identities",
         "facts = merge(facts)",

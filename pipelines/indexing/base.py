@@ -233,6 +233,14 @@ def _amounts(table: pa.Table, count: int) -> list[np.ndarray | None]:
     return [numbers(table, name) if name in table.column_names else None for name in names]
 
 
+class Places(NamedTuple):
+    """Keys, and where each stands in one base: shard << 32 | ordinal, int64; -1: in none. For who asks about the same
+    keys again."""
+
+    keys: Sequence[bytes]
+    at: np.ndarray
+
+
 class Base:
     """An opened base. Immutable; safe to read from many threads."""
 
@@ -240,7 +248,7 @@ class Base:
         self.spec = spec
         self.manifest = manifest
         self.shards = shards
-        self._places: dict[bytes, int] = {}  # shard << 32 | ordinal; -1: in none
+        self._places: dict[bytes, int] = {}  # as in Places
 
     @property
     def version(self) -> str | None:
@@ -286,18 +294,18 @@ class Base:
                 located.append((shard, queries[hit], at[hit]))
         return located
 
-    def place(self, keys: Sequence[bytes]) -> list[tuple[Any, np.ndarray, np.ndarray]]:
-        """For each shard that has some of the keys: the shard, which of them, and their ordinals, both int64.
-
-        Where a key stands in a base never changes, and the same keys are asked for again and again: it is remembered.
-        """
-        places = self._places
-        found = [places.get(key) for key in keys]
+    def places(self, keys: Sequence[bytes]) -> Places:
+        """Where keys stand. That never changes, and the same keys are asked for again and again: it is remembered."""
+        found = [self._places.get(key) for key in keys]
         if None in found:
             unknown = [i for i, place in enumerate(found) if place is None]
             for i, place in zip(unknown, self._look_up([keys[i] for i in unknown]), strict=True):
                 found[i] = place
-        at = np.array(found, np.int64)
+        return Places(keys, np.array(found, np.int64))
+
+    def place(self, keys: Sequence[bytes] | Places) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+        """For each shard that has some of the keys: the shard, which of them, and their ordinals, both int64."""
+        at = (keys if isinstance(keys, Places) else self.places(keys)).at
         shards, ordinals = at >> 32, at & 0xFFFFFFFF
         grouped = []
         for number, shard in enumerate(self.shards):

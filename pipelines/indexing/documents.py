@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import TidemarkError
 from pipelines.indexing import access
-from pipelines.indexing.base import RowsShard
+from pipelines.indexing.base import Places, RowsShard
 from pipelines.indexing.facts import Hashes, hash_keys
 from pipelines.indexing.position import Position
 from pipelines.indexing.rows import RowsView
@@ -76,14 +76,16 @@ class DocumentsView(RowsView):
                     deleted = run.is_deleted[row]
                     parts[name][query] = None if deleted else run.value(name, row)
 
-    def vectors(self, name: str, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def vectors(self, name: str, keys: Sequence[bytes] | Places) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of keys, float32[n, d] (zeros where there is none), and whether there is one, bool[n].
 
         A vector is there whether or not its document is: it comes from the base alone.
         """
         path = self._path(name, Vector)
-        matrix, has = np.zeros((len(keys), path.dimensions), np.float32), np.zeros(len(keys), bool)
-        for shard, queries, ordinals in self.base.place(keys):
+        places = keys if isinstance(keys, Places) else self.base.places(keys)
+        count = len(places.at)
+        matrix, has = np.zeros((count, path.dimensions), np.float32), np.zeros(count, bool)
+        for shard, queries, ordinals in self.base.place(places):
             vectors = self._vectors(shard, path)
             rows = vectors.row_of_ordinal[ordinals]
             given = rows >= 0
@@ -108,7 +110,7 @@ class DocumentsView(RowsView):
         query: np.ndarray,
         k: int,
         where: Mapping[str, Any] | None = None,
-        exclude: Collection[bytes] = (),
+        exclude: Collection[bytes] | Places = (),
     ) -> list[tuple[bytes, float]]:
         """The ``k`` documents of greatest inner product with ``query``: (key, score), best first, ties by key.
 
@@ -126,7 +128,8 @@ class DocumentsView(RowsView):
         """
         path = self._path(name, Vector)
         query = np.ascontiguousarray(query, np.float32)
-        excluded = {id(shard): ordinals for shard, _, ordinals in self.base.place(list(exclude))}
+        places = exclude if isinstance(exclude, Places) else self.base.places(list(exclude))
+        excluded = {id(shard): ordinals for shard, _, ordinals in self.base.place(places)}
         found: list[tuple[bytes, float]] = []
         for shard in self.base.shards:
             vectors = self._vectors(shard, path)
@@ -135,7 +138,7 @@ class DocumentsView(RowsView):
                 hidden = np.concatenate([hidden, vectors.rows_of(excluded[id(shard)])])
             rows = vectors.rows_of(self._passing(shard, where)) if where else None
             found += _named(shard, vectors, vectors.nearest(query, k, rows, hidden), k)
-        found += self._search_touched(name, query, k, where or {}, exclude)
+        found += self._search_touched(name, query, k, where or {}, places.keys)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
 
     def _search_touched(
@@ -148,7 +151,8 @@ class DocumentsView(RowsView):
         changed = touched.passing(where)
         changed = changed[has[changed]]
         if exclude:
-            changed = changed[[touched.visible[i] not in exclude for i in changed.tolist()]]
+            excluded = set(exclude)
+            changed = changed[[touched.visible[i] not in excluded for i in changed.tolist()]]
         rows, scores = access.best(changed, matrix[changed] @ query, k)
         return [(touched.visible[i], score) for i, score in zip(rows.tolist(), scores.tolist(), strict=True)]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,22 +23,38 @@ import pyarrow.compute as pc
 
 from pipelines.indexing import facts as fact
 from pipelines.indexing.base import Base
-from pipelines.indexing.facts import Hashes, hashes, payload_column
+from pipelines.indexing.facts import Hashes, hash_keys, hashes, payload_column
 from pipelines.indexing.merge import Ranks, greater, merge, ranks
 from pipelines.indexing.position import Position
 from pipelines.indexing.spec import IndexSpec
 
 
+class Origins(NamedTuple):
+    """Of each fact of a run: the base's live row of the same identity (-1: none), the number of the fold that it came
+    with, and whether neither base nor overlay had known the identity until then."""
+
+    base_row: np.ndarray
+    fold: np.ndarray
+    is_addition: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Origins:
+        """Those of these rows."""
+        return Origins(*(column[rows] for column in self))
+
+    def followed_by(self, others: Origins) -> Origins:
+        """These, then the others."""
+        return Origins(*map(np.concatenate, zip(self, others, strict=True)))
+
+
 class Run:
     """An immutable, merged piece of an overlay: facts sorted by key."""
 
-    def __init__(self, spec: IndexSpec, facts: pa.Table, base_row: np.ndarray) -> None:
-        """``base_row``: for each fact the base's live row of the same identity, -1 for none."""
+    def __init__(self, spec: IndexSpec, facts: pa.Table, origins: Origins) -> None:
         keys = hashes(facts.column("key_hash"))
         order = np.lexsort((keys.check, keys.lookup))
         self.facts = facts.take(order).combine_chunks()
         self.keys = keys.take(order)
-        self.base_row = base_row[order]
+        self.origins = origins.take(order)
         self.ranks: Ranks = ranks(self.facts)
         identities = hashes(self.facts.column("identity_hash"))
         self.by_identity = np.argsort(identities.lookup, kind="stable")
@@ -48,10 +64,10 @@ class Run:
         self.times = self.facts.column("time_ms").to_numpy()
         self.is_deleted = self.ranks.is_deleted
         self._first = spec.families[0]
-        self.number = next(_numbers)  # no other run of the process has it
+        self.last_fold = int(origins.fold.max(initial=NO_FOLD))
 
     def __len__(self) -> int:
-        return len(self.base_row)
+        return self.facts.num_rows
 
     def find(self, identities: Hashes) -> np.ndarray:
         """The row of each identity, -1 for none."""
@@ -79,7 +95,8 @@ class Run:
         return {"id": self.facts.column("id").combine_chunks(), "time_ms": pa.array(self.times), **named}
 
 
-_numbers = itertools.count()
+_folds = itertools.count()  # no two folds of a process have the same number
+NO_FOLD = -1
 NO_ROWS = np.empty(0, np.int64)
 
 
@@ -89,14 +106,17 @@ def fold(spec: IndexSpec, base: Base, runs: tuple[Run, ...], facts: pa.Table) ->
     identities, ranked = hashes(facts.column("identity_hash")), ranks(facts)
     known = base.identities(identities, hashes(facts.column("key_hash")))
     keep = ~known.is_known | greater(ranked, known.ranks)
+    is_addition = ~known.is_known
     for run in runs:
         at = run.find(identities)
         hit = np.flatnonzero(at >= 0)
         keep[hit] &= greater(ranked.take(hit), run.ranks.take(at[hit]))
+        is_addition[hit] = False
     rows = np.flatnonzero(keep)
     if not len(rows):
         return runs
-    return _compact(spec, (*runs, Run(spec, facts.take(rows), known.row[rows])))
+    origins = Origins(known.row[rows], np.full(len(rows), next(_folds)), is_addition[rows])
+    return _compact(spec, (*runs, Run(spec, facts.take(rows), origins)))
 
 
 def _compact(spec: IndexSpec, runs: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -107,7 +127,7 @@ def _compact(spec: IndexSpec, runs: tuple[Run, ...]) -> tuple[Run, ...]:
         is_superseded[at[at >= 0]] = True
         rest = np.flatnonzero(~is_superseded)
         facts = pa.concat_tables([older.facts.take(rest), newer.facts])
-        merged = Run(spec, facts, np.concatenate([older.base_row[rest], newer.base_row]))
+        merged = Run(spec, facts, older.origins.take(rest).followed_by(newer.origins))
         runs = (*runs[:-2], merged)
     return runs
 
@@ -130,6 +150,17 @@ class RowsView:
     def parameters(self) -> Mapping[str, Any]:
         """The parameters pinned with the base; empty before the first."""
         return self.base.manifest.parameters if self.base.manifest else {}
+
+    def last_fold(self, key: bytes | None = None) -> int:
+        """The number of the fold that changed something last, of a key or at all; ``NO_FOLD``: the base alone speaks.
+
+        Of two views of one base that have the same number, the answers are the same.
+        """
+        if key is None:
+            return max((run.last_fold for run in self.runs), default=NO_FOLD)
+        hashed = hash_keys([key])
+        of_key = [run.origins.fold[run.rows_of(hashed)].max(initial=NO_FOLD) for run in self.runs]
+        return int(max(of_key, default=NO_FOLD))
 
     def folded(self, facts: pa.Table, position: Position) -> Self:
         """A new view with these facts folded in, standing on ``position``."""

@@ -5,7 +5,7 @@ Belongs here: the view, and how events of base and overlay are brought together.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.indexing import facts as fact
 from pipelines.indexing.base import RowsShard
 from pipelines.indexing.facts import Hashes, hash_keys
-from pipelines.indexing.rows import NO_ROWS, RowsView
+from pipelines.indexing.rows import NO_FOLD, NO_ROWS, RowsView
 from pipelines.indexing.spec import Timeline
 
 
@@ -52,7 +52,7 @@ class TimelineView(RowsView):
         standing = (
             [(run, rows[run.family[rows] == 0]) for run, rows in self._newest(hashed)] if self.runs else []
         )
-        hidden = np.concatenate([run.base_row[rows] for run, rows in standing] or [NO_ROWS])
+        hidden = np.concatenate([run.origins.base_row[rows] for run, rows in standing] or [NO_ROWS])
         hidden = hidden[hidden >= 0]
         bounds = [n for n in (read.count, limit if before is None else None) if n is not None]
         most = min(bounds, default=None)
@@ -90,10 +90,35 @@ class TimelineView(RowsView):
                 events = events.append_column(joined.name, self._joined(joined.name, key, events))
         return TimelineAnswer(events if columns is None else events.select(list(columns)), is_complete)
 
-    def stamp(self, key: bytes) -> Hashable:
-        """What differs whenever the timeline of a key differs, for the views of one base."""
-        hashed = hash_keys([key])
-        return tuple(run.number for run in self.runs if len(run.rows_of(hashed)))
+    def added(self, key: bytes, since: int, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """What a timeline has gained since its ``last_fold`` was ``since``: the new events, newest first.
+
+        None where it is not only longer: something was edited or deleted, the index declares a count or further
+        families, or the overlay was begun anew. ``timeline`` tells then.
+        """
+        read = self.spec.read
+        assert isinstance(read, Timeline)
+        if read.count is not None or len(self.spec.families) > 1:
+            return None
+        kinds, hashed, horizon = self._kinds(columns), hash_keys([key]), self.base.horizon_from_ms
+        is_continued = since == NO_FOLD
+        parts = []
+        for run in self.runs:
+            rows = run.rows_of(hashed)
+            folds = run.origins.fold[rows]
+            is_continued |= bool((folds == since).any())
+            rows = rows[folds > since]
+            if not len(rows):
+                continue
+            if run.is_deleted[rows].any() or not run.origins.is_addition[rows].all():
+                return None
+            if horizon is not None:
+                rows = rows[run.times[rows] >= horizon]
+            parts.append(_picked(run.events, rows, kinds))
+        if not is_continued:
+            return None
+        events = _newest_first([], parts, kinds)
+        return events if columns is None else events.select(list(columns))
 
     def _kinds(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:
         """The columns to read and their types; the order of events is always among them."""

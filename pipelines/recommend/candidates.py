@@ -1,7 +1,7 @@
 """Which pins to answer with, out of the views: a user's recommendations, pins like a pin, what is popular.
 
 Belongs here: the rules of candidates and their order, over views of `pins`, `user_events` and `pin_counts`. Does not
-belong here: the user's vector (`fold_in`), and how answers are written (`pipelines.serving`).
+belong here: the user's vector (`tastes`), and how answers are written (`pipelines.serving`).
 
 A score is the exact inner product in float64 of the served float32 vectors; equal scores are ordered by the pin's id.
 Recommended is what the user has neither bought nor hidden, what is in the catalogue, and what no offer says is
@@ -10,8 +10,7 @@ unavailable. `similar` shows whatever is in the catalogue.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,10 +19,10 @@ from pipelines.contracts import ACTIONS
 from pipelines.recommend import fold_in
 
 if TYPE_CHECKING:
-    from pipelines.indexing.base import Base
+    from pipelines.indexing.base import Places
     from pipelines.indexing.documents import DocumentsView
     from pipelines.indexing.sums import SumsView
-    from pipelines.indexing.timelines import TimelineView
+    from pipelines.recommend.tastes import Taste
 
 VECTOR, CATEGORY = "embedding", "category"
 PARAMETERS = "als"
@@ -35,8 +34,6 @@ UNIT = 10
 POPULARITY = {"purchase": UNIT, "save": 6, "click": 3, "view": 1, "hide": -UNIT}
 """What an event of each action adds to a pin's popularity, in tenths of a purchase."""
 WEIGHTS = tuple(POPULARITY.get(action, 0) for action in ACTIONS)
-TASTES_KEPT = 4096
-"""Of so many users, those who were asked for last, the taste is kept: some 30 KB each."""
 MARGIN = 16
 """So many more are looked at than asked for: the search scores in float32, the order is by exact scores."""
 
@@ -119,66 +116,6 @@ def parameters_of(pins: DocumentsView) -> fold_in.Parameters | None:
     return read
 
 
-class Taste(NamedTuple):
-    """What a user's merged events say.
-
-    Attributes:
-        vector: The user's, float64[d]; None where no pin that the user prefers has a vector.
-        settled: The pins that are not to be recommended: bought, or hidden.
-        event_count: How many events are in the vector.
-    """
-
-    vector: fold_in.Float64s | None
-    settled: set[bytes]
-    event_count: int
-
-
-class Tastes:
-    """The tastes of users over one pair of bases, each kept while no event of the user's comes or goes."""
-
-    def __init__(self, pins: Base, events: Base, parameters: fold_in.Parameters | None) -> None:
-        self._pins, self._events, self._parameters = pins, events, parameters
-        self._kept: OrderedDict[bytes, tuple[Hashable, Taste]] = OrderedDict()
-
-    def are_of(
-        self, pins: DocumentsView, events: TimelineView, parameters: fold_in.Parameters | None
-    ) -> bool:
-        """Whether these views stand on the same bases, whatever came after them."""
-        is_same_base = pins.base is self._pins and events.base is self._events
-        return is_same_base and parameters is self._parameters
-
-    def of(self, pins: DocumentsView, events: TimelineView, user: bytes) -> Taste:
-        """A user's taste, as these views have it."""
-        stamp = events.stamp(user)
-        kept = self._kept.get(user)
-        if kept is not None and kept[0] == stamp:
-            self._kept.move_to_end(user)
-            return kept[1]
-        found = taste(pins, events, user, self._parameters)
-        self._kept[user] = (stamp, found)
-        self._kept.move_to_end(user)
-        if len(self._kept) > TASTES_KEPT:
-            self._kept.popitem(last=False)
-        return found
-
-
-def taste(
-    pins: DocumentsView, events: TimelineView, user: bytes, parameters: fold_in.Parameters | None
-) -> Taste:
-    """A user's taste from the merged events; without a model, what is settled is said all the same."""
-    timeline = events.timeline(user, columns=("time_ms", "pin_id", "action")).table
-    if not timeline.num_rows:
-        return Taste(None, set(), 0)
-    times = timeline.column("time_ms").to_numpy()
-    weights = parameters or fold_in.Parameters("", np.empty((0, 0)))
-    told = fold_in.interests(timeline.column("pin_id"), timeline.column("action"), times, weights)
-    if parameters is None:
-        return Taste(None, told.settled, 0)
-    vectors, has = pins.vectors(VECTOR, told.pins)
-    vector = fold_in.solve(vectors[has], told.strengths[has], parameters)
-    return Taste(vector, told.settled, told.event_count)
-
-
 def personal(
     pins: DocumentsView,
     told: Taste,
@@ -198,7 +135,7 @@ def nearest(
     vector: fold_in.Float64s,
     k: int,
     category: str | None,
-    exclude: Collection[bytes],
+    exclude: Collection[bytes] | Places,
     *,
     only_available: bool,
 ) -> list[Item]:

@@ -128,6 +128,81 @@ def gram_of(vectors: np.ndarray) -> Float64s:
     return wide.T @ wide
 
 
+class History(NamedTuple):
+    """A user's events as the model weighs them, newest first. A pin is meant by its place in ``pins``.
+
+    Attributes:
+        pins: Of all events, each once, in UTF-8, the most recent first.
+        is_settled: Whether a pin is not to be recommended: bought, or hidden; bool[pins].
+        codes: The pin of each of the newest `max_events` events, int64[n].
+        weights: What the action of each says, float64[n].
+        times_ms: When each was, int64[n].
+    """
+
+    pins: list[bytes]
+    is_settled: np.ndarray
+    codes: np.ndarray
+    weights: Float64s
+    times_ms: np.ndarray
+
+
+def history(pins: pa.Array, actions: pa.Array, times_ms: np.ndarray, parameters: Parameters) -> History:
+    """Read a user's events.
+
+    Args:
+        pins: The pin of each event, newest event first; text or UTF-8 bytes.
+        actions: The action of each.
+        times_ms: The time of each, int64.
+        parameters: Of the base.
+    """
+    encoded = _encoded(pins)
+    named = _encoded(actions)
+    names = encoded.dictionary.cast(pa.binary()).to_pylist()  # in order of appearance
+    codes, kinds = encoded.indices.to_numpy().astype(np.int64), named.indices.to_numpy()
+    known = [action.decode() for action in named.dictionary.cast(pa.binary()).to_pylist()]
+    weights = np.array([parameters.actions.get(action, 0.0) for action in known], np.float64)
+    settles = np.array(
+        [action == PURCHASE or parameters.actions.get(action, 0.0) < 0 for action in known], bool
+    )
+    is_settled = np.zeros(len(names), bool)
+    is_settled[codes[settles[kinds]]] = True
+    most = parameters.max_events
+    return History(names, is_settled, codes[:most], weights[kinds[:most]], times_ms[:most])
+
+
+def joined(newer: History, older: History, parameters: Parameters) -> tuple[History, np.ndarray]:
+    """The history of the events of two, where each event of the one is newer than every event of the other.
+
+    Returns:
+        The history, and which of the older's pins follow the newer's in it, bool[pins of older].
+    """
+    place = {pin: code for code, pin in enumerate(newer.pins)}
+    code_of = np.array([place.get(pin, -1) for pin in older.pins], np.int64)
+    is_left = code_of < 0
+    code_of[is_left] = len(newer.pins) + np.arange(np.count_nonzero(is_left))
+    is_settled = np.concatenate([newer.is_settled, older.is_settled[is_left]])
+    is_settled[code_of[older.is_settled]] = True
+    most = parameters.max_events
+    both = History(
+        newer.pins + list(compress(older.pins, is_left.tolist())),
+        is_settled,
+        np.concatenate([newer.codes, code_of[older.codes]])[:most],
+        np.concatenate([newer.weights, older.weights])[:most],
+        np.concatenate([newer.times_ms, older.times_ms])[:most],
+    )
+    return both, is_left
+
+
+def strengths(told: History, parameters: Parameters) -> Float64s:
+    """sᵢ of the pins that the counted events are about, float64[n]: the first of ``told.pins``, in their order."""
+    if not len(told.codes):
+        return np.empty(0)
+    age_ms = told.times_ms[0] - told.times_ms
+    floor = parameters.floor
+    recency = floor + (1.0 - floor) * np.exp2(age_ms * (-1.0 / parameters.half_life_ms))
+    return np.bincount(told.codes, told.weights * recency).astype(np.float64)
+
+
 class Interests(NamedTuple):
     """What a user's events say about pins.
 
@@ -145,37 +220,11 @@ class Interests(NamedTuple):
 
 
 def interests(pins: pa.Array, actions: pa.Array, times_ms: np.ndarray, parameters: Parameters) -> Interests:
-    """Weigh a user's events.
-
-    Args:
-        pins: The pin of each event, newest event first; text or UTF-8 bytes.
-        actions: The action of each.
-        times_ms: The time of each, int64.
-        parameters: Of the base.
-    """
-    if len(pins) == 0:
-        return Interests([], np.empty(0), set(), 0)
-    encoded = _encoded(pins)
-    named = _encoded(actions)
-    names = encoded.dictionary.cast(pa.binary()).to_pylist()
-    codes, kinds = encoded.indices.to_numpy(), named.indices.to_numpy()
-    known = [action.decode() for action in named.dictionary.cast(pa.binary()).to_pylist()]
-    weights = np.array([parameters.actions.get(action, 0.0) for action in known])
-    is_settling = np.array(
-        [action == PURCHASE or parameters.actions.get(action, 0.0) < 0 for action in known]
-    )
-
-    counted = min(len(codes), parameters.max_events)
-    age_ms = times_ms[0] - times_ms[:counted]
-    floor = parameters.floor
-    recency = floor + (1.0 - floor) * np.exp2(age_ms * (-1.0 / parameters.half_life_ms))
-    used = int(codes[:counted].max()) + 1  # codes are given in order of appearance
-    strengths: Float64s = np.bincount(
-        codes[:counted], weights[kinds[:counted]] * recency, minlength=used
-    ).astype(np.float64)
-    settled = np.zeros(len(names), bool)
-    settled[codes[is_settling[kinds]]] = True
-    return Interests(names[:used], strengths, set(compress(names, settled.tolist())), counted)
+    """Weigh a user's events; takes what `history` takes."""
+    told = history(pins, actions, times_ms, parameters)
+    weighed = strengths(told, parameters)
+    settled = set(compress(told.pins, told.is_settled.tolist()))
+    return Interests(told.pins[: len(weighed)], weighed, settled, len(told.codes))
 
 
 def _encoded(values: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import Position
-from pipelines.recommend import candidates, fold_in
+from pipelines.recommend import candidates, fold_in, tastes
 from pipelines.serving.inputs import Problem
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Ground:
         self._standings: dict[tuple[str, ...], tuple[tuple[bool, ...], Standing]] = {}
         self._parameters: tuple[Any, fold_in.Parameters | None] = (None, None)
         self._popularity: candidates.Popularity | None = None
-        self._tastes: candidates.Tastes | None = None
+        self._personal: tastes.Personal | None = None
         self._aside = ThreadPoolExecutor(1, "aside")
 
     def now(self, *indices: str) -> Standing:
@@ -104,11 +104,12 @@ class Ground:
             self._parameters = (pins.base, read)
         return self._parameters[1]
 
-    def tastes(self, pins: Any, events: Any, parameters: fold_in.Parameters | None) -> candidates.Tastes:
-        """The tastes of users over the bases of these views."""
-        if self._tastes is None or not self._tastes.are_of(pins, events, parameters):
-            self._tastes = candidates.Tastes(pins.base, events.base, parameters)
-        return self._tastes
+    def personal(self, pins: Any, events: Any) -> tastes.Personal:
+        """Personal answers over the bases of these views."""
+        parameters = self.parameters(pins)
+        if self._personal is None or not self._personal.is_of(pins, events, parameters):
+            self._personal = tastes.Personal(pins.base, events.base, parameters)
+        return self._personal
 
     def popularity(self, counts: Any) -> candidates.Popularity:
         """What is popular in a view of the counts, computed once for each view."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,6 +275,8 @@ class Home:
         self.writer = delta.DeltaWriter(spec, delta.table_path(self.deltas, spec.name, lineage(spec)))
         self._names: dict[int, str] = {}
         self._is_compacted_next = False
+        self._recalled: dict[Hashable, Any] = {}
+        self.noted: dict[bytes, Any] = {}  # by a check, for the next one
         self.restart()
 
     def commit(self, batch: Batch) -> bool:
@@ -293,6 +295,10 @@ class Home:
             table = DeltaTable(str(self.writer.path))
             table.optimize.compact()
             table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+
+    def recall(self, name: Hashable, answer: Any) -> None:
+        """What has a name that was heard before must be what it was then."""
+        assert self._recalled.setdefault(name, answer) == answer, name
 
     def build(self, candidate: Candidate) -> None:
         """A base is built and stands on disk."""

@@ -21,6 +21,7 @@ def check(home: Home, ledger: Ledger) -> None:
     view = home.view()
     expected = oracle.documents(ledger.visible(), specs.PRESENCE)
     assert view.get(ASKED) == [expected.get(key) for key in ASKED]
+    home.recall((view.base.version, view.last_fold()), expected)
     for key in (KEYS[0], KEYS[1]):
         wanted = {k: v for k, v in expected.get(key, {}).items() if k in ("price", "vector")}
         assert view.get([key], ["price", "vector"]) == [wanted if key in expected else None]

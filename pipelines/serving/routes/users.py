@@ -23,13 +23,13 @@ def register(app: FastAPI, ground: Ground) -> None:
         query = call.query("k", "category", "min_position")
         k, category = query.natural("k", 10, 1, MAX_K), query.text("category")
         standing = await ground.at(query.min_position(), PINS, EVENTS, COUNTS)
-        pins, user = standing.views[PINS], call.ids["user_id"]
-        parameters = ground.parameters(pins)
-        told = ground.tastes(pins, standing.views[EVENTS], parameters).of(pins, standing.views[EVENTS], user)
-        answer = candidates.personal(pins, told, parameters, k, category)
+        pins, events, user = standing.views[PINS], standing.views[EVENTS], call.ids["user_id"]
+        personal = ground.personal(pins, events)
+        answer = personal.answer(pins, events, user, k, category)
         if answer is None:
             popularity = ground.popularity(standing.views[COUNTS])
-            answer = await ground.aside(candidates.popular, pins, popularity, k, category, told.settled)
+            settled = set(personal.taste(pins, events, user).settled.keys)
+            answer = await ground.aside(candidates.popular, pins, popularity, k, category, settled)
         return json_answer(
             {
                 "user_id": documents.text(user),
