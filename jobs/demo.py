@@ -133,7 +133,7 @@ def _await_interrupt(settings: Settings, names: list[str]) -> None:
 
 
 def _print_addresses(settings: Settings) -> None:
-    from jobs.cli import urls
+    from jobs.cli.processes import urls
 
     serving = f"http://{settings.serving.host}:{settings.serving.port}"
     rows = [(name, url) for name, url in urls(settings).items()]
@@ -558,7 +558,7 @@ def account(settings: Settings, fraction: float) -> list[Check]:
     """Prints the account, and holds it against the source's own row counts."""
     import pyarrow.parquet as pq
 
-    from jobs.cli import print_accounts, read_accounts
+    from jobs.cli.data import print_accounts, read_accounts
     from pipelines import lake
     from pipelines.ingest import complete_journey
 

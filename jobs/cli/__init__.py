@@ -1,0 +1,60 @@
+"""The command line, `tidemark`.
+
+Here: commands, their help, and what they print; a module for each kind of command. What a command does is elsewhere,
+and is imported when the command runs, so that help is quick. Errors are one text and exit code 1, wrong usage is exit
+code 2, and nothing is ever answered with a stack trace (it is in the log `cli.log`, or on screen with
+TIDEMARK_DEBUG=1).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from jobs import console
+from jobs.cli.app import app, load_settings
+from pipelines.errors import TidemarkError
+
+# Each adds its commands to the help, in this order.
+# isort: off
+import jobs.cli.processes
+import jobs.cli.bases
+import jobs.cli.answers
+import jobs.cli.data
+import jobs.cli.trying  # noqa: F401
+# isort: on
+
+
+def main() -> None:
+    """The entry point: runs a command, and turns what goes wrong into one text and an exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app()
+    except TidemarkError as error:
+        console.show_error(error, as_json)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - what is left of the output has no reader
+        raise SystemExit(0) from None
+    except Exception as error:  # a person gets a sentence; the trace goes to the log
+        if os.environ.get("TIDEMARK_DEBUG"):
+            raise
+        console.show_error(error, as_json)
+        _log_trace()
+    else:
+        return
+    raise SystemExit(1)
+
+
+def _log_trace() -> None:
+    import contextlib
+    import traceback
+
+    with contextlib.suppress(Exception):
+        log = load_settings().paths.logs / "cli.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as out:
+            out.write(f"$ {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
+        print(f"the whole trace is in {log}", file=sys.stderr)

@@ -1,0 +1,197 @@
+"""Commands that ask the serving process: `query …` and `indices`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs import console
+from jobs.cli.app import ANSWERS, After, Category, Json, K, app, load_settings, query_app
+
+
+def _ask(path: str, params: dict[str, Any] | None = None, body: Any = None) -> Any:
+    from jobs import client
+
+    settings = load_settings()
+    return client.request_at(f"http://{settings.serving.host}:{settings.serving.port}", path, params, body)
+
+
+def _stands_on(answer: Any) -> str:
+    headers = answer.headers
+    stale = "; it is stale" if "true" in headers.get("tidemark-stale", "") else ""
+    return f"stands on {headers.get('tidemark-base-version')}, position {headers.get('tidemark-position')}{stale}"
+
+
+def _with_headers(answer: Any) -> dict[str, Any]:
+    named = {
+        name: answer.headers.get(f"tidemark-{name.replace('_', '-')}")
+        for name in ("base_version", "position", "stale")
+    }
+    return {**answer.body, "stands_on": named}
+
+
+@query_app.command()
+def recommendations(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    k: K = 10,
+    category: Category = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """What to recommend to a user, by all that is known up to this second."""
+    from jobs import client
+
+    path = f"/v1/users/{client.quote(user)}/recommendations"
+    answer = _ask(path, {"k": k, "category": category, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    basis = answer.body["basis"]
+    how = {"folded": f"from {basis['events_used']} events", "popular": "no history: what is popular"}
+    _print_items(
+        f"For user {user} ({how.get(basis['kind'], basis['kind'])})", answer.body["recommendations"], answer
+    )
+
+
+@query_app.command()
+def similar(
+    pin: Annotated[str, typer.Argument(help="A pin's id.")],
+    k: K = 10,
+    category: Category = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """Pins like a pin."""
+    from jobs import client
+
+    path = f"/v1/pins/{client.quote(pin)}/similar"
+    answer = _ask(path, {"k": k, "category": category, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+    else:
+        _print_items(f"Like pin {pin} (by {answer.body['basis']['kind']})", answer.body["similar"], answer)
+
+
+def _print_items(title: str, items: list[dict[str, Any]], answer: Any) -> None:
+    columns = ("", "pin", "score", "title", "category", "price")
+    rows = [
+        (
+            place,
+            item["pin_id"],
+            round(item["score"], 5),
+            item["catalogue"]["title"],
+            item["catalogue"]["category"],
+            _price(item),
+        )
+        for place, item in enumerate(items, 1)
+    ]
+    console.table(title, columns, rows, _stands_on(answer))
+
+
+def _price(document: dict[str, Any]) -> str:
+    offer = document.get("offer")
+    if not offer or offer.get("price_usd_micros") is None:
+        return ""
+    return f"${offer['price_usd_micros'] / 1e6:,.2f}" + ("" if offer.get("is_available") else " (sold out)")
+
+
+@query_app.command()
+def events(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
+    cursor: Annotated[
+        str | None, typer.Option(help="Where a page before said that the next one begins.")
+    ] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """A user's events, the newest first."""
+    from jobs import client
+
+    path = f"/v1/users/{client.quote(user)}/events"
+    answer = _ask(path, {"limit": limit, "cursor": cursor, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    rows = [
+        (e["event_time"], e["action"], e["pin_id"], e["quantity"], _value(e), e["event_id"])
+        for e in answer.body["events"]
+    ]
+    more = f"\nmore: --cursor {answer.body['next_cursor']}" if answer.body.get("next_cursor") else ""
+    columns = ("time (UTC)", "action", "pin", "quantity", "value", "event")
+    console.table(f"Events of user {user}", columns, rows, _stands_on(answer) + more)
+
+
+def _value(event: dict[str, Any]) -> str:
+    micros = event.get("value_usd_micros")
+    return "" if micros is None else f"${micros / 1e6:,.2f}"
+
+
+@query_app.command()
+def pin(
+    pin: Annotated[str, typer.Argument(help="A pin's id.")], min_position: After = None, as_json: Json = False
+) -> None:
+    """What a pin is, and what it costs."""
+    from jobs import client
+
+    answer = _ask(f"/v1/pins/{client.quote(pin)}", {"min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    shown = {**answer.body["catalogue"], "price": _price(answer.body)}
+    console.facts(f"Pin {pin}", shown, _stands_on(answer))
+
+
+@query_app.command()
+def counts(
+    pin: Annotated[str, typer.Argument(help="A pin's id.")],
+    from_ms: Annotated[
+        int | None, typer.Option(min=0, help="Hours from this time on, in ms since 1970.")
+    ] = None,
+    to_ms: Annotated[int | None, typer.Option(min=0, help="Hours that begin before this time.")] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """How often a pin was acted on, by action and hour."""
+    from jobs import client
+
+    params = {"from_ms": from_ms, "to_ms": to_ms, "min_position": min_position}
+    answer = _ask(f"/v1/pins/{client.quote(pin)}/counts", params)
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    totals, hours = answer.body["totals"], answer.body["hours"]
+    rows = [
+        ("in all", *totals.values()),
+        *((h["start_time"], *(h[name] for name in totals)) for h in hours[-24:]),
+    ]
+    console.table(
+        f"Counts of pin {pin} (the last {min(24, len(hours))} of {len(hours)} hours)",
+        ("hour (UTC)", *totals),
+        rows,
+        _stands_on(answer),
+    )
+
+
+@app.command(rich_help_panel=ANSWERS)
+def indices(as_json: Json = False) -> None:
+    """What the serving process stands on: base, cut, overlay and staleness of each index."""
+    answer = _ask("/v1/indices")
+    if as_json:
+        console.emit_json(answer.body)
+        return
+    rows = [
+        (
+            s["index"],
+            s["base_version"],
+            s["overlay_facts"],
+            s["last_epoch"],
+            s["is_stale"],
+            s["is_ready"],
+            s["error"],
+        )
+        for s in answer.body["indices"]
+    ]
+    columns = ("index", "base version", "overlay facts", "last epoch", "stale", "ready", "error")
+    console.table("Indices", columns, rows)
