@@ -6,6 +6,7 @@ Belongs here: every Spark setting that Tidemark relies on. Does not belong here:
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import tempfile
@@ -80,6 +81,8 @@ def _start(settings: Settings, app_name: str, catalog: dict[str, str], has_small
             remedy="look at what it printed above; a small machine may need TIDEMARK__SPARK__DRIVER_MEMORY=1g",
         ) from error
     spark.sparkContext.setLogLevel("WARN")
+    # PySpark logs what it raises, with Java's whole trace: whoever catches it says what was wrong.
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)
     if not settings.spark.is_local:
         spark.sparkContext.addPyFile(str(_packed(scratch)))
     return spark

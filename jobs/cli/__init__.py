@@ -12,7 +12,7 @@ import os
 import sys
 
 from jobs import console
-from jobs.cli.app import app, load_settings
+from jobs.cli.shared import app, load_settings
 from pipelines.errors import TidemarkError
 
 # Each adds its commands to the help, in this order.

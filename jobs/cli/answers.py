@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs import console
-from jobs.cli.app import ANSWERS, After, Category, Json, K, app, load_settings, query_app
+from jobs.cli.shared import ANSWERS, After, Category, Json, K, app, load_settings, query_app
 
 
 def _ask(path: str, params: dict[str, Any] | None = None, body: Any = None) -> Any:

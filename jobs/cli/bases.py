@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import console
-from jobs.cli.app import BASES, Index, Json, app, load_settings
+from jobs.cli.shared import BASES, Index, Json, app, load_settings
 
 if TYPE_CHECKING:
     from jobs.build import BuildReport

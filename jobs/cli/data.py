@@ -9,25 +9,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import console
-from jobs.cli.app import DATA, InputError, Json, app, letters_app, load_settings
+from jobs.cli.shared import DATA, InputError, Json, app, letters_app, load_settings
 
 if TYPE_CHECKING:
     from pipelines.ingest.load import LoadResult
+    from pipelines.ingest.sources import Dialect
     from pipelines.settings import Settings
 
 
 @app.command(rich_help_panel=DATA)
 def load(
     source: Annotated[
-        str, typer.Argument(help="`complete-journey` (the real input), or a Parquet file or folder.")
+        str,
+        typer.Argument(
+            help="`complete-journey` (the real input), or a file or folder: Parquet, CSV, JSON lines."
+        ),
     ],
     topic: Annotated[
         str | None,
         typer.Option(
             "--topic",
             "--contract",
-            help="For Parquet: the topic whose contract its columns keep, as `user-interactions`.",
+            help="For files without a mapping: the topic whose contract they keep, as `user-interactions`.",
         ),
+    ] = None,
+    mapping: Annotated[Path | None, typer.Option(help="A file that says what the columns mean.")] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Print a draft of a mapping to --topic, and load nothing.")
+    ] = False,
+    delimiter: Annotated[str | None, typer.Option(help="For CSV; found out if not given.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="For CSV; found out if not given.")] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="For CSV; found out if not given.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="For CSV without a header: its columns, with commas between.")
     ] = None,
     load_id: Annotated[
         str | None, typer.Option(help="Names the load for good; by default made from the content.")
@@ -38,8 +54,15 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Load history into the raw tables, once: doing it again changes nothing. It is served from the next base on."""
+    from pipelines.ingest.sources import Dialect
+
     settings = load_settings()
-    results, extra = run_load(settings, source, topic, load_id, fraction)
+    names = tuple(name.strip() for name in columns.split(",")) if columns else None
+    dialect = Dialect(_character(delimiter), encoding, header, names)
+    if suggest:
+        print(suggested(source, topic, dialect), end="")
+        return
+    results, extra = run_load(settings, source, topic, load_id, fraction, mapping, dialect)
     if as_json:
         console.emit_json({"loads": [result.to_json() for result in results], **extra})
         return
@@ -63,23 +86,52 @@ def load(
     console.say("`tidemark build` makes a base of it")
 
 
-def run_load(
-    settings: Settings, source: str, topic: str | None, load_id: str | None, fraction: float
-) -> tuple[list[LoadResult], dict[str, Any]]:
-    """A load with its progress shown: of the real input, or of Parquet."""
+def _character(delimiter: str | None) -> str | None:
+    """A delimiter as it is typed: `tab` and `\\t` are the tabulator."""
+    if delimiter is None or len(delimiter) == 1:
+        return delimiter
+    if delimiter in ("tab", "\\t"):
+        return "\t"
+    raise InputError(f"{delimiter!r} is no delimiter", remedy="give one character, or tab")
+
+
+def suggested(source: str, topic: str | None, dialect: Dialect) -> str:
+    """A draft of a mapping for a source.
+
+    Raises:
+        LoadError: no topic is named, or the source cannot be read.
+    """
     from pipelines.contracts import contract_of
-    from pipelines.ingest import complete_journey
+    from pipelines.ingest import mapping, sources
+
+    if topic is None:
+        raise sources.LoadError("--suggest needs a contract", where=source, remedy=_NAME_A_TOPIC)
+    return mapping.suggest(contract_of(topic), sources.sample(sources.files_of(source)[0], dialect))
+
+
+_NAME_A_TOPIC = "add --topic user-interactions or pin-updates"
+
+
+def run_load(
+    settings: Settings,
+    source: str,
+    topic: str | None,
+    load_id: str | None,
+    fraction: float,
+    mapping_file: Path | None,
+    dialect: Dialect,
+) -> tuple[list[LoadResult], dict[str, Any]]:
+    """A load with its progress shown: of the real input, or of files."""
+    from pipelines.contracts import contract_of
+    from pipelines.ingest import complete_journey, mapping, sources
     from pipelines.ingest import load as loader
 
     is_journey = source in (complete_journey.NAME, complete_journey.NAME.replace("-", "_"))
+    by = mapping.read(mapping_file) if mapping_file is not None else None
     if not is_journey:
-        loader.parquet_files(source)
-        if topic is None:
-            raise loader.LoadError(
-                "a Parquet file needs a contract",
-                where=source,
-                remedy="add --topic user-interactions or pin-updates",
-            )
+        sources.files_of(source)
+        if topic is None and by is None:
+            raise sources.LoadError("files need a contract", where=source, remedy=_NAME_A_TOPIC)
     chosen = contract_of(topic) if topic is not None else None
     with console.step(f"loading {source}", settings.paths.logs / "load.log") as report:
         report("starting Spark")
@@ -91,8 +143,11 @@ def run_load(
                 report("purchases, products and households")
                 loaded = complete_journey.load_all(spark, settings, fraction)
                 return [loaded.interactions, loaded.pins], {"households": loaded.households}
-            assert chosen is not None
-            return [loader.load_parquet(spark, settings, chosen, source, load_id)], {}
+            report("reading the files")
+            loaded_files = loader.load_files(
+                spark, settings, source, chosen, by=by, dialect=dialect, load_id=load_id
+            )
+            return [loaded_files], {}
         finally:
             spark.stop()
 

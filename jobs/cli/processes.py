@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import console
-from jobs.cli.app import PROCESSES, Json, Names, app, load_settings
+from jobs.cli.shared import PROCESSES, Json, Names, app, load_settings
 
 if TYPE_CHECKING:
     from jobs.processes import Process, Status

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.app import TRYING, InputError, Json, app, load_settings
+from jobs.cli.shared import TRYING, InputError, Json, app, load_settings
 
 
 @app.command(rich_help_panel=TRYING)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,18 +22,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import failpoints, lake
 from pipelines.contracts import Contract, frames
-from pipelines.errors import TidemarkError
 from pipelines.indexing.position import Position
+from pipelines.ingest import mapping, sources
+from pipelines.ingest.mapping import FieldMapping
+from pipelines.ingest.sources import FOUND, Dialect, LoadError
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 TIME_FORMAT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
-
-
-class LoadError(TidemarkError):
-    """A source cannot be loaded."""
 
 
 class LoadResult(NamedTuple):
@@ -160,56 +159,107 @@ def records_of(df: DataFrame, fields: Mapping[str, Column], row: Column, key: st
     return df.select(row.alias("load_row"), keyed.alias("key"), value.alias("value"))
 
 
-def load_parquet(
-    spark: SparkSession, settings: Settings, contract: Contract, path: Path | str, load_id: str | None = None
+def load_files(
+    spark: SparkSession,
+    settings: Settings,
+    path: Path | str,
+    contract: Contract | None = None,
+    *,
+    by: FieldMapping | None = None,
+    dialect: Dialect = FOUND,
+    load_id: str | None = None,
 ) -> LoadResult:
-    """Load a Parquet file, or a folder of them, whose columns are named as the contract's fields (`op` may be one).
+    """Load a file, or a folder of files, of Parquet, CSV or JSON lines, as one load.
 
     Args:
         spark: The session.
         settings: Where the lake is.
-        contract: Of the topic.
         path: The file or folder.
-        load_id: By default made from the source's file names and content.
+        contract: Of the topic; a mapping names it too.
+        by: What the columns mean. Without one, columns are named as the contract's fields (`op` may be one), and JSON
+            lines are the records themselves.
+        dialect: How CSV is to be read, where that is not to be found out.
+        load_id: By default made from the content of the files, the mapping and the dialect.
 
     Raises:
-        LoadError: There is nothing to read there, or a needed column is missing.
+        LoadError: There is nothing to read there, a file cannot be read, or a needed column is missing.
+        BadMapping: The mapping does not fit the source.
     """
-    from pyspark.sql import functions as F
-
-    files = parquet_files(path)
+    if by is not None and contract is not None and by.contract is not contract:
+        raise LoadError(f"the mapping is for {by.contract.topic}, not for {contract.topic}", where=path)
+    contract = by.contract if by is not None else contract
+    assert contract is not None
+    files = sources.files_of(path)
+    kind = sources.format_of(files[0])
+    if kind != "csv" and dialect != FOUND:
+        raise LoadError("delimiter, encoding, header and columns are for CSV", where=path)
+    is_plain = kind == "jsonl" and by is None
+    read_as = f"{Path(path).resolve()} {dialect} {is_plain}"
+    staging = settings.paths.run / "loads" / hashlib.sha256(read_as.encode()).hexdigest()[:24]
+    seen = sources.look(files)
+    name = load_id or content_id(seen, by, dialect)
+    staged = sources.stage(seen, staging, dialect, has_fields=not is_plain)
     with nanoseconds_as_long(spark):
-        df = read_parquet(spark, files)
-        columns = [name for name in df.columns if name != ROW]
-        if contract.key_field not in columns:
-            raise LoadError(
-                f"the source has no column {contract.key_field}; it has {', '.join(columns)}",
-                where=path,
-                remedy=f"name the columns as the fields of {contract.topic}",
-            )
-        records = records_of(
-            df, {name: F.col(f"`{name}`") for name in columns}, F.col(ROW), contract.key_field
-        )
-        return load(spark, settings, contract, records, load_id or fingerprint(files))
+        df = read_parquet(spark, staged) if kind == "parquet" else read_staged(spark, staged)
+        if is_plain:
+            key = f"get_json_object(cast({sources.VALUE} AS string), '$.{contract.key_field}')"
+            records = df.selectExpr(f"{ROW} AS load_row", f"{key} AS key", sources.VALUE)
+        elif by is None and kind == "parquet":
+            records = _by_name(df, contract, path)
+        else:
+            named = [name for name in df.columns if name != ROW]
+            records = mapping.records(_as_texts(df), by or mapping.by_name(contract, named, path))
+        result = load(spark, settings, contract, records, name)
+    shutil.rmtree(staging, ignore_errors=True)
+    return result
+
+
+def content_id(files: list[sources.Seen], by: FieldMapping | None, dialect: Dialect) -> str:
+    """A load id by what is in the files and how it is read: the same files under another name are the same load."""
+    parts = [
+        *(file.digest for file in files),
+        by.text if by else "",
+        "" if dialect == FOUND else str(dialect),
+    ]
+    return f"content-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
 
 
 ROW = "_row"
 _ROWS_A_FILE = 2**40
 
 
-def parquet_files(path: Path | str) -> list[Path]:
-    """The Parquet file, or those of a folder in the order of their names.
+def _by_name(df: DataFrame, contract: Contract, path: Path | str) -> DataFrame:
+    """Records of typed columns that are named as the contract's fields."""
+    from pyspark.sql import functions as F
 
-    Raises:
-        LoadError: There is none.
-    """
-    path = Path(path)
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise LoadError(
-            "there is no Parquet file", where=path, remedy="give a .parquet file, or a folder of them"
-        )
-    return files
+    columns = [name for name in df.columns if name != ROW]
+    mapping.check_key(contract, columns, path)
+    return records_of(df, {name: F.col(f"`{name}`") for name in columns}, F.col(ROW), contract.key_field)
+
+
+def _as_texts(df: DataFrame) -> DataFrame:
+    """The same rows with every column as text, times as ISO 8601 in UTC."""
+    iso = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
+    texts = [
+        f'date_format(`{name}`, "{iso}") AS `{name}`'
+        if kind == "timestamp"
+        else f"cast(`{name}` AS string) AS `{name}`"
+        for name, kind in df.dtypes
+        if name != ROW
+    ]
+    return df.selectExpr(ROW, *texts)
+
+
+def read_staged(spark: SparkSession, files: list[Path]) -> DataFrame:
+    """The rows of staged files, numbered as `read_parquet` numbers them; a column that a file lacks is null there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = pa.unify_schemas([pq.read_schema(file) for file in files])
+    columns = ", ".join(f"`{f.name}` {'binary' if pa.types.is_binary(f.type) else 'string'}" for f in found)
+    df = spark.read.schema(columns).parquet(*map(str, files))
+    number = "cast(substring_index(_metadata.file_name, '-', 1) AS bigint)"
+    return df.selectExpr(f"{number} * {_ROWS_A_FILE} + _metadata.row_index AS {ROW}", *df.columns)
 
 
 def read_parquet(spark: SparkSession, files: list[Path]) -> DataFrame:
@@ -255,15 +305,6 @@ def nanoseconds_as_long(spark: SparkSession) -> Iterator[None]:
         yield
     finally:
         spark.conf.set(name, before)
-
-
-def fingerprint(files: list[Path]) -> str:
-    """A load id from what is in the files."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return f"{files[0].stem}-{digest.hexdigest()[:16]}"
 
 
 def _bury(spark: SparkSession, contract: Contract, raw: DataFrame, full_id: str) -> dict[str, int]:

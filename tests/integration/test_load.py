@@ -149,12 +149,13 @@ def test_a_parquet_file_whose_columns_are_fields(
             "op": [None, None, "delete"],
         }
         file = write(tmp_path / f"{unit}.parquet", **columns)
-        result = load.load_parquet(own_spark, settings, USER_INTERACTIONS, file)
+        result = load.load_files(own_spark, settings, file, USER_INTERACTIONS)
         assert (result.rows, result.refused) == (3, {})
-        assert load.load_parquet(own_spark, settings, USER_INTERACTIONS, file).is_repeat
+        renamed = file.rename(tmp_path / f"again-{unit}.parquet")
+        assert load.load_files(own_spark, settings, renamed, USER_INTERACTIONS).is_repeat
     row = (
         lake.read(own_spark, "raw.user_interactions")
-        .filter("load_row = 0 and load_id like '%:us-%'")
+        .filter("load_row = 0 and value like '%us1%'")
         .collect()[0]
     )
     assert json.loads(row["value"])["event_time"] == "2020-01-01T00:00:00.123456Z"
@@ -166,23 +167,23 @@ def test_a_folder_of_files_numbers_its_rows(
 ) -> None:
     write(tmp_path / "a.parquet", pin_id=["1", "2"], catalogue=[{"title": "x"}, {"title": None}])
     write(tmp_path / "b.parquet", pin_id=["3"], version=[2], op=["delete"])
-    result = load.load_parquet(own_spark, settings, PIN_UPDATES, tmp_path, "folder")
+    result = load.load_files(own_spark, settings, tmp_path, PIN_UPDATES, load_id="folder")
     assert (result.rows, result.refused) == (3, {})
     rows = lake.read(own_spark, "raw.pin_updates").orderBy("load_row").collect()
     assert [row["load_row"] for row in rows] == [0, 1, 2**40]
 
 
 def test_what_cannot_be_loaded(own_spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="no Parquet file"):
-        load.load_parquet(own_spark, settings, PIN_UPDATES, tmp_path)
-    with pytest.raises(LoadError, match="no Parquet file"):
-        load.load_parquet(own_spark, settings, PIN_UPDATES, tmp_path / "x.parquet")
+    with pytest.raises(LoadError, match="no file"):
+        load.load_files(own_spark, settings, tmp_path, PIN_UPDATES)
+    with pytest.raises(LoadError, match="no file"):
+        load.load_files(own_spark, settings, tmp_path / "x.parquet", PIN_UPDATES)
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1")
     with pytest.raises(LoadError, match="not a Parquet file"):
-        load.load_parquet(own_spark, settings, PIN_UPDATES, broken)
+        load.load_files(own_spark, settings, broken, PIN_UPDATES)
     with pytest.raises(LoadError, match="no column pin_id"):
-        load.load_parquet(own_spark, settings, PIN_UPDATES, write(tmp_path / "other.parquet", x=[1]))
+        load.load_files(own_spark, settings, write(tmp_path / "other.parquet", x=[1]), PIN_UPDATES)
 
 
 # ------------------------------------------------------------------------------------------------ the real input

@@ -17,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from jobs import cli, controls
+from jobs.cli import data, shared
 from pipelines.settings import ROOT, Settings
 
 COMMANDS = [
@@ -164,15 +165,15 @@ def test_records_are_read_from_arguments_files_and_standard_input(
     lines, array = tmp_path / "lines", tmp_path / "array"
     lines.write_text('{"a": 1}\n\n{"a": 2}\n')
     array.write_text(' [{"a": 3}, {"a": 4}]')
-    assert cli.read_records(['{"a": 0}'], lines) == ['{"a": 0}', '{"a": 1}', '{"a": 2}']
-    assert [json.loads(text) for text in cli.read_records([], array)] == [{"a": 3}, {"a": 4}]
+    assert data.read_records(['{"a": 0}'], lines) == ['{"a": 0}', '{"a": 1}', '{"a": 2}']
+    assert [json.loads(text) for text in data.read_records([], array)] == [{"a": 3}, {"a": 4}]
     monkeypatch.setattr(sys, "stdin", iter(['{"a": 5}\n', "\n"]))
-    assert cli.read_records(["-"], None) == ['{"a": 5}']
+    assert data.read_records(["-"], None) == ['{"a": 5}']
     monkeypatch.setattr(sys, "stdin", iter([]))
-    with pytest.raises(cli.InputError, match="nothing to send"):
-        cli.read_records([], None)
-    with pytest.raises(cli.InputError, match="cannot read"):
-        cli.read_records([], tmp_path / "absent")
+    with pytest.raises(shared.InputError, match="nothing to send"):
+        data.read_records([], None)
+    with pytest.raises(shared.InputError, match="cannot read"):
+        data.read_records([], tmp_path / "absent")
 
 
 @pytest.mark.parametrize("line", ["nope", "[1]", '"text"'])
@@ -183,7 +184,7 @@ def test_a_record_that_is_no_object_is_named_and_nothing_is_sent(settings: Setti
 
 
 def test_events_are_filled_only_where_something_is_missing() -> None:
-    event = cli.filled({"user_id": "1", "event_id": "mine"})
+    event = data.filled({"user_id": "1", "event_id": "mine"})
     assert event["event_id"] == "mine"
     assert event["event_time"].endswith("Z")
 

@@ -1,0 +1,467 @@
+"""Files of history: which there are, how their text is to be read, and their rows as Parquet in a staging folder.
+
+Belongs here: formats, CSV dialects found or given, staging. Does not belong here: what columns mean (`mapping`), and
+committing them (`load`).
+
+CSV and JSON lines are staged: each file becomes a Parquet file of texts with the same rows in the same order, written
+under another name first. A load that was broken off goes on with the files that are staged already; Spark then reads
+all formats alike, and a row has the same number each time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import errno
+import gzip
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipelines.errors import TidemarkError
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+GZIP = ".gz"
+SAMPLE_BYTES = 1 << 20
+SAMPLE_ROWS = 200
+MAX_LINE_BYTES = 16 << 20
+"""A longer line is not a record of anything; it would not fit a block of the reader either."""
+DELIMITERS = ",;\t|"
+LINES_A_BATCH = 50_000
+VALUE = "value"
+_NUMBER = re.compile(r"[-+]?\d[\d.,:/ T-]*")
+
+
+class LoadError(TidemarkError):
+    """A source cannot be loaded."""
+
+
+class Dialect(NamedTuple):
+    """How the text of CSV files is to be read. What is None is found out, for each file.
+
+    Attributes:
+        delimiter: One character.
+        encoding: As Python names it; found: by its byte order mark, UTF-8, or else windows-1252.
+        has_header: Whether the first row names the columns.
+        columns: Their names, where no header has them; c1, c2 … if None.
+    """
+
+    delimiter: str | None = None
+    encoding: str | None = None
+    has_header: bool | None = None
+    columns: tuple[str, ...] | None = None
+
+
+FOUND = Dialect()
+
+
+class Table(NamedTuple):
+    """The columns of a CSV file, and how many lines come before its first row."""
+
+    delimiter: str
+    encoding: str
+    columns: tuple[str, ...]
+    skipped_rows: int
+
+
+def files_of(path: Path | str) -> list[Path]:
+    """The file, or the files of a folder in the order of their names; what begins with a dot or `_` is left out.
+
+    Raises:
+        LoadError: There is none, a file is of no known format, or of another than the first.
+    """
+    path = Path(path)
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [
+        file
+        for file in found
+        if file.is_file() and not any(p.startswith((".", "_")) for p in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise LoadError(
+            "there is no file to load", where=path, remedy=f"give a file ({known_formats()}), or a folder"
+        )
+    kinds = {format_of(file): file for file in reversed(files)}
+    if len(kinds) > 1:
+        named = ", ".join(f"{file.name} ({kind})" for kind, file in sorted(kinds.items()))
+        raise LoadError(
+            f"the folder has files of several formats: {named}", where=path, remedy="load them one by one"
+        )
+    return files
+
+
+def format_of(file: Path) -> str:
+    """`parquet`, `csv` or `jsonl`, by the file's name.
+
+    Raises:
+        LoadError: The name says nothing.
+    """
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] == GZIP:
+        suffixes.pop()
+    kind = FORMATS.get(suffixes[-1]) if suffixes else None
+    if kind is None:
+        raise LoadError("its name says no format", where=file, remedy=f"rename it to {known_formats()}")
+    return kind
+
+
+def known_formats() -> str:
+    """The endings of files that can be loaded."""
+    return ", ".join(FORMATS) + f"; text also with {GZIP}"
+
+
+class Seen(NamedTuple):
+    """A file as it was when it was looked at: the SHA-256 of its content in hex, its size and time of change."""
+
+    path: Path
+    digest: str
+    size: int
+    changed_ns: int
+
+    def require_same(self) -> None:
+        """Raises `LoadError` if the file was changed since."""
+        now = self.path.stat()
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.changed_ns):
+            raise LoadError("changed while it was read", where=self.path, remedy="load it once it is written")
+
+
+def look(files: Sequence[Path]) -> list[Seen]:
+    """The files as they are now; each is read once."""
+    found = []
+    for file in files:
+        before = file.stat()
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        found.append(Seen(file, digest, before.st_size, before.st_mtime_ns))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ staging
+
+
+def stage(files: Sequence[Seen], folder: Path, dialect: Dialect, *, has_fields: bool) -> list[Path]:
+    """Each file as Parquet, in the order given; Parquet files as they are.
+
+    A staged file is named by its number and by what is in its source: one that is there is not read again, one whose
+    source was mended is.
+
+    Args:
+        files: All of one format.
+        folder: Of this source, dialect and choice of fields alone.
+        dialect: For CSV.
+        has_fields: Whether the fields of JSON objects are wanted as columns; else a line is one binary `value`.
+
+    Raises:
+        LoadError: A file cannot be read, with its line; or the disk is full.
+    """
+    if format_of(files[0].path) == "parquet":
+        return [file.path for file in files]
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = []
+    for number, file in enumerate(files):
+        target = folder / f"{number:06d}-{file.digest[:16]}.parquet"
+        if not target.exists():
+            _stage_one(file, target, dialect, has_fields)
+        staged.append(target)
+    return staged
+
+
+def _stage_one(seen: Seen, target: Path, dialect: Dialect, has_fields: bool) -> None:
+    file = seen.path
+    part = target.with_suffix(".part")
+    try:
+        if format_of(file) == "csv":
+            _stage_csv(file, part, dialect)
+        else:
+            _stage_lines(file, part, has_fields)
+        seen.require_same()
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise LoadError(
+                "the disk is full; nothing was loaded",
+                where=target.parent,
+                remedy="make room and load again: it goes on with the files that are read already",
+            ) from error
+        raise LoadError(f"cannot be read: {error}", where=file, remedy="look at the file") from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(target)
+
+
+def _stage_csv(file: Path, target: Path, dialect: Dialect) -> None:
+    table = read_table(file, dialect)
+    bad: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        bad.append(row)
+        return "error"
+
+    reads = pa.csv.ReadOptions(
+        use_threads=False,  # else rows have no numbers
+        block_size=MAX_LINE_BYTES,
+        column_names=list(table.columns),
+        skip_rows=table.skipped_rows,
+        encoding=table.encoding,
+    )
+    parses = pa.csv.ParseOptions(
+        delimiter=table.delimiter, newlines_in_values=True, invalid_row_handler=refuse
+    )
+    converts = pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in table.columns},
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
+    schema = pa.schema([(name, pa.string()) for name in table.columns])
+    try:
+        with _opened(file) as source, pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            try:
+                reader = pa.csv.open_csv(source, reads, parses, converts)
+            except pa.ArrowInvalid as error:
+                if "Empty CSV" in str(error):
+                    return
+                raise
+            for batch in reader:
+                writer.write_batch(batch)
+    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        message, where, remedy = _csv_complaint(file, table, bad, error)
+        raise LoadError(message, where=where, remedy=remedy) from error
+
+
+def _csv_complaint(file: Path, table: Table, bad: list[Any], error: Exception) -> tuple[str, str, str]:
+    """What was wrong, where, what to do."""
+    if bad:
+        row = bad[0]
+        return (
+            f"a row has {row.actual_columns} columns where {row.expected_columns} are expected: {row.text[:120]!r}",
+            f"{file}, row {row.number}" if row.number is not None else str(file),
+            "mend the row; or give --delimiter if the columns are not separated as was found "
+            f"({table.delimiter!r})",
+        )
+    line = undecodable_line(file, table.encoding)
+    if line is not None:
+        return f"the text is not {table.encoding}", f"{file}, line {line}", "give --encoding"
+    if "straddling" in str(error) or "block" in str(error):
+        return (
+            f"a row is longer than {MAX_LINE_BYTES >> 20} MB, or a quote is never closed",
+            str(file),
+            "look for a quote without its pair",
+        )
+    return f"not readable as CSV: {error}", str(file), "look at the file; it may be truncated"
+
+
+def undecodable_line(file: Path, encoding: str) -> int | None:
+    """The first line that is not text in an encoding, from 1; None where all are."""
+    with contextlib.suppress(EOFError, OSError), _opened(file) as source:
+        decode = codecs.getincrementaldecoder(encoding)()
+        for number, line in enumerate(source, 1):
+            try:
+                decode.decode(line)
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def _stage_lines(file: Path, target: Path, has_fields: bool) -> None:
+    """JSON lines: as they are, or their fields as columns of text (what is not text, as its JSON)."""
+    if has_fields:
+        names = _field_names(file)
+        schema = pa.schema([(name, pa.string()) for name in names])
+    else:
+        schema = pa.schema([(VALUE, pa.binary())])
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        lines = _lines(file)
+        while batch := list(islice(lines, LINES_A_BATCH)):
+            if has_fields:
+                objects = [_object(file, number, line) for number, line in batch]
+                columns = [pa.array([_text(o.get(name)) for o in objects], pa.string()) for name in names]
+            else:
+                columns = [pa.array([line for _, line in batch], pa.binary())]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, each with its number from 1."""
+    with _opened(file) as source:
+        number = 0
+        try:
+            while line := source.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise LoadError(
+                        f"a line is longer than {MAX_LINE_BYTES >> 20} MB",
+                        where=f"{file}, line {number}",
+                        remedy="one record is one line",
+                    )
+                if stripped := line.strip():
+                    yield number, stripped
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise LoadError(
+                f"the compressed file is truncated or broken: {error}",
+                where=f"{file}, after line {number}",
+                remedy="fetch it again",
+            ) from error
+
+
+def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        read = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise LoadError(
+            f"not JSON: {error}", where=f"{file}, line {number}", remedy="mend or remove the line"
+        ) from error
+    if not isinstance(read, dict):
+        raise LoadError("not a JSON object", where=f"{file}, line {number}", remedy="one object is one line")
+    return read
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode()
+
+
+def _field_names(file: Path) -> list[str]:
+    names: dict[str, None] = {}
+    for number, line in _lines(file):
+        names.update(dict.fromkeys(_object(file, number, line)))
+    return list(names)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    with file.open("rb") as raw:
+        if file.suffix.lower() == GZIP:
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield raw
+
+
+def sample(file: Path, dialect: Dialect) -> pa.Table:
+    """The first rows of a file, as columns of text."""
+    kind = format_of(file)
+    if kind == "parquet":
+        first = next(pq.ParquetFile(file).iter_batches(SAMPLE_ROWS), None)
+        read = pa.table(first) if first is not None else pq.read_schema(file).empty_table()
+        return pa.table(
+            {name: [_shown(v) for v in read.column(name).to_pylist()] for name in read.column_names}
+        )
+    if kind == "jsonl":
+        objects = [_object(file, number, line) for number, line in islice(_lines(file), SAMPLE_ROWS)]
+        names = dict.fromkeys(name for found in objects for name in found)
+        return pa.table(
+            {name: pa.array([_text(o.get(name)) for o in objects], pa.string()) for name in names}
+        )
+    table = read_table(file, dialect)
+    with _opened(file) as source:
+        text = codecs.getincrementaldecoder(table.encoding)("replace").decode(source.read(SAMPLE_BYTES))
+    rows = _rows(text, table.delimiter, SAMPLE_ROWS)[table.skipped_rows :]
+    whole = [row for row in rows if len(row) == len(table.columns)]
+    return pa.table(
+        {name: pa.array([row[i] for row in whole], pa.string()) for i, name in enumerate(table.columns)}
+    )
+
+
+def _shown(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+# ------------------------------------------------------------------------------------------------ CSV as it is found
+
+
+def read_table(file: Path, given: Dialect) -> Table:
+    """How a CSV file is to be read: what was given, and for the rest what its first rows show.
+
+    Raises:
+        LoadError: It is empty where a header is needed, a column is named twice, or the encoding is not known.
+    """
+    with _opened(file) as source:
+        sample = source.read(SAMPLE_BYTES)
+    encoding = given.encoding or encoding_of(sample)
+    try:
+        codecs.lookup(encoding)
+        text = codecs.getincrementaldecoder(encoding)("replace").decode(sample)
+    except LookupError as error:
+        raise LoadError(
+            f"there is no encoding {encoding!r}", where=file, remedy="as utf-8, latin-1"
+        ) from error
+    delimiter = given.delimiter or delimiter_of(text)
+    rows = _rows(text, delimiter, SAMPLE_ROWS)
+    if not rows:
+        return Table(delimiter, encoding, given.columns or ("c1",), 0)
+    is_header = given.has_header
+    if is_header is None:
+        is_header = given.columns is None and looks_like_header(rows[0])
+    found = [name.strip() for name in rows[0]] if is_header else None
+    columns = given.columns or tuple(found or (f"c{i}" for i in range(1, len(rows[0]) + 1)))
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise LoadError(
+            f"columns are named twice: {', '.join(twice)}",
+            where=file,
+            remedy="give their names with --columns",
+        )
+    if len(columns) != len(rows[0]):
+        raise LoadError(
+            f"{len(columns)} columns are given, the file has {len(rows[0])}", where=file, remedy="name each"
+        )
+    return Table(delimiter, encoding, columns, int(is_header))
+
+
+def encoding_of(sample: bytes) -> str:
+    """The encoding of a text by its first bytes: a byte order mark, UTF-8, or else windows-1252."""
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if sample.startswith(mark):
+            return name
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        return "windows-1252"
+    return "utf-8"
+
+
+def delimiter_of(text: str) -> str:
+    """The character that splits the first rows into the most columns, the same number in each."""
+
+    def columns(delimiter: str) -> int:
+        widths = [len(row) for row in _rows(text, delimiter, SAMPLE_ROWS)]
+        return min(widths, default=1) if len(set(widths[:-1] or widths)) == 1 else 1
+
+    return max(DELIMITERS, key=columns)
+
+
+def looks_like_header(row: Sequence[str]) -> bool:
+    """Whether every cell could name a column: not empty, no number or time, and none twice."""
+    cells = [cell.strip() for cell in row]
+    return len(set(cells)) == len(cells) and all(cell and not _NUMBER.fullmatch(cell) for cell in cells)
+
+
+def _rows(text: str, delimiter: str, count: int) -> list[list[str]]:
+    with contextlib.suppress(csv.Error):
+        return list(islice((row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row), count))
+    return []
