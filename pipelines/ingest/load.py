@@ -24,14 +24,12 @@ from pipelines import failpoints, lake
 from pipelines.contracts import Contract, frames
 from pipelines.indexing.position import Position
 from pipelines.ingest import mapping, sources
-from pipelines.ingest.mapping import FieldMapping
+from pipelines.ingest.mapping import ROW, TIME_FORMAT, FieldMapping
 from pipelines.ingest.sources import FOUND, Dialect, LoadError
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
-
-TIME_FORMAT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
 
 
 class LoadResult(NamedTuple):
@@ -224,7 +222,6 @@ def content_id(files: list[sources.Seen], by: FieldMapping | None, dialect: Dial
     return f"content-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
 
 
-ROW = "_row"
 _ROWS_A_FILE = 2**40
 
 
@@ -239,9 +236,8 @@ def _by_name(df: DataFrame, contract: Contract, path: Path | str) -> DataFrame:
 
 def _as_texts(df: DataFrame) -> DataFrame:
     """The same rows with every column as text, times as ISO 8601 in UTC."""
-    iso = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
     texts = [
-        f'date_format(`{name}`, "{iso}") AS `{name}`'
+        f"date_format(`{name}`, {lake.quoted(TIME_FORMAT)}) AS `{name}`"
         if kind == "timestamp"
         else f"cast(`{name}` AS string) AS `{name}`"
         for name, kind in df.dtypes

@@ -30,12 +30,15 @@ import yaml
 from pipelines.contracts import Contract, contract_of
 from pipelines.errors import TidemarkError
 from pipelines.ingest.sources import LoadError
+from pipelines.lake import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 TYPES = ("text", "number", "boolean", "time")
 ROW = "_row"
+TIME_FORMAT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
+"""As Spark writes the time of a session in UTC for a contract."""
 _NUMBER = r"^-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][-+]?[0-9]+)?$"
 _OPTIONS = {"from", "value", "type", "format", "zone"}
 
@@ -156,7 +159,7 @@ def records(rows: DataFrame, mapping: FieldMapping) -> DataFrame:
     from pyspark.errors import PySparkException
 
     key = mapping.fields[mapping.contract.key_field]
-    key_text = _quoted(str(key.value)) if key.expression is None else f"cast({key.expression} AS string)"
+    key_text = quoted(str(key.value)) if key.expression is None else f"cast({key.expression} AS string)"
     try:
         return rows.selectExpr(
             f"{ROW} AS load_row",
@@ -178,39 +181,36 @@ def _object(fields: Mapping[str, Field]) -> str:
         if dot:
             inner.setdefault(outer, {})[rest] = field
         pieces[outer] = _object(inner[outer]) if dot else rendered(field)
-    named = [f"concat({_quoted(_json(name) + ':')}, {piece})" for name, piece in pieces.items()]
+    named = [f"concat({quoted(_json(name) + ':')}, {piece})" for name, piece in pieces.items()]
     return f"concat('{{', concat_ws(',', {', '.join(named)}), '}}')"
 
 
 def rendered(field: Field) -> str:
     """The JSON of a field in Spark SQL, null where it is to be left out: text that is not of the type stays text."""
     if field.expression is None:
-        return _quoted(_json(field.value))
+        return quoted(_json(field.value))
     text = f"cast({field.expression} AS string)"
-    quoted = f"substring(to_json(array({text})), 2, length(to_json(array({text}))) - 2)"
+    test, shown = _read_as(field, text)
+    as_text = f"substring(to_json(array({text})), 2, length(to_json(array({text}))) - 2)"
+    return f"CASE WHEN {test} THEN {shown} WHEN {text} IS NOT NULL THEN {as_text} END"
+
+
+def _read_as(field: Field, text: str) -> tuple[str, str]:
+    """When a text is of the field's type, and its JSON then, in Spark SQL."""
     if field.type == "number":
-        trimmed = f"trim({text})"
-        return f"CASE WHEN {trimmed} RLIKE {_quoted(_NUMBER)} THEN {trimmed} WHEN {text} IS NOT NULL THEN {quoted} END"
+        return f"trim({text}) RLIKE {quoted(_NUMBER)}", f"trim({text})"
     if field.type == "boolean":
         lower = f"lower(trim({text}))"
-        return (
-            f"CASE WHEN {lower} IN ('true', 'false') THEN {lower} WHEN {text} IS NOT NULL THEN {quoted} END"
-        )
+        return f"{lower} IN ('true', 'false')", lower
     if field.type == "time" and field.format:
-        read_as = f"try_to_timestamp({text}, {_quoted(field.format)})"
-        utc = f"to_utc_timestamp({read_as}, {_quoted(field.zone)})"
-        iso = f"""date_format({utc}, "'\\"'yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z\\"'")"""
-        return f"CASE WHEN {read_as} IS NOT NULL THEN {iso} WHEN {text} IS NOT NULL THEN {quoted} END"
-    return f"CASE WHEN {text} IS NOT NULL THEN {quoted} END"
+        time = f"try_to_timestamp({text}, {quoted(field.format)})"
+        utc = f"to_utc_timestamp({time}, {quoted(field.zone)})"
+        return f"{time} IS NOT NULL", f"concat('\"', date_format({utc}, {quoted(TIME_FORMAT)}), '\"')"
+    return "false", "NULL"
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 # ------------------------------------------------------------------------------------------------ a first draft
@@ -278,12 +278,12 @@ def _column_for(field: str, columns: Sequence[str]) -> str | None:
 
 
 def _declared(field: pa.Field, column: str, values: pa.ChunkedArray) -> str:
-    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f"'`{column}`'"
+    expression = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f"'`{column}`'"
     kind = _type(field)
     if kind == "text":
-        return quoted
+        return expression
     format_ = _time_format(values) if kind == "time" else None
-    return f"{{from: {quoted}, type: {kind}" + (f", format: {_json(format_)}}}" if format_ else "}")
+    return f"{{from: {expression}, type: {kind}" + (f", format: {_json(format_)}}}" if format_ else "}")
 
 
 def _time_format(values: pa.ChunkedArray) -> str | None:
