@@ -7,6 +7,7 @@ import dagster as dg
 from assets.platform import AFTER_UPSTREAM, RETRIES, Pinned, Platform, described, final, key, summary
 from pipelines import lake
 from pipelines.curate import SOURCES, Account, Source, account_row, curate
+from pipelines.ingest import evolution
 
 
 def _curated(source: Source) -> dg.AssetsDefinition:
@@ -38,11 +39,13 @@ def _curated(source: Source) -> dg.AssetsDefinition:
 @final
 def _written(source: Source, raw: Pinned, platform: Platform) -> list[dg.MaterializeResult]:
     cut = lake.position(platform.settings, raw.table, raw.snapshot.id)
+    source = source.under(evolution.current(platform.settings, source.contract))
     result = curate(source, raw.rows, rows=raw.snapshot.rows, snapshot_id=raw.snapshot.id)
     account = dg.JsonMetadataValue(result.account.to_json())
     written: list[dg.MaterializeResult] = []
     for part in source.parts:
-        spec = lake.TABLES[part.table]
+        spec = source.spec(part)
+        evolution.grow(platform.settings, spec, source.contract)
         lake.ensure(platform.spark, spec)
         lake.overwrite(result.table(part), spec, summary(cut, result.max_broker_time_ms))
         metadata = {**described(platform.newest(spec.name)), "account": account}

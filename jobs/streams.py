@@ -134,12 +134,18 @@ def stream_names() -> list[str]:
 def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
     """The streams of this process. Beginning one asks the broker for its topics, and makes them if they are missing."""
     from pipelines.indexing.streaming import HotStreamRun
-    from pipelines.indices import INDICES, STREAMS
+    from pipelines.indices import INDICES, STREAMS, as_known
     from pipelines.ingest import archive, broker
+    from pipelines.ingest.evolution import Known
+
+    known = Known(settings)
 
     def hot(stream: HotStream) -> Hosted:
         run = HotStreamRun(
-            stream, INDICES.values(), deltas=settings.paths.delta, checkpoints=settings.paths.checkpoints
+            as_known(stream, known),
+            INDICES.values(),
+            deltas=settings.paths.delta,
+            checkpoints=settings.paths.checkpoints,
         )
 
         warmed: list[bool] = []

@@ -11,19 +11,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
-
-from pipelines.contracts import (
-    PIN_UPDATES,
-    PROVENANCE,
-    USER_INTERACTIONS,
-    Contract,
-    accepted_schema,
-    decode_table,
-)
+from pipelines import lake
+from pipelines.contracts import PIN_UPDATES, PROVENANCE, USER_INTERACTIONS, Contract, accepted_schema, frames
 from pipelines.errors import TidemarkError
 
 if TYPE_CHECKING:
@@ -55,6 +47,31 @@ class Source(NamedTuple):
     def raw_table(self) -> str:
         """The raw table of the topic."""
         return f"raw.{self.contract.name}"
+
+    def under(self, contract: Contract) -> Source:
+        """This source with what was learned of its contract's fields: the parts have the new columns, too."""
+        declared = self.contract.row_schema.names
+        learned = tuple(name for name in contract.row_schema.names if name not in declared)
+        parts = tuple(part._replace(columns=(*part.columns, *learned)) for part in self.parts)
+        return self._replace(contract=contract, parts=parts)
+
+    def spec(self, part: Part) -> lake.TableSpec:
+        """The declaration of a part's table, with the columns that were learned."""
+        declared = lake.TABLES[part.table]
+        schema = self.contract.row_schema
+        columns = [
+            column._replace(type=lake.sql_type(schema.field(column.name).type))
+            if column.name in schema.names
+            else column
+            for column in declared.columns
+        ]
+        named = {column.name for column in columns}
+        columns += [
+            lake.Column(name, lake.sql_type(schema.field(name).type), "learned from records")
+            for name in part.columns
+            if name not in named
+        ]
+        return declared._replace(columns=tuple(columns))
 
 
 SOURCES: dict[str, Source] = {
@@ -157,46 +174,13 @@ def curate(source: Source, raw: DataFrame, *, rows: int, snapshot_id: int) -> Cu
     """
     from pyspark import StorageLevel
 
-    judged = judge(source, decode(source.contract, raw)).persist(StorageLevel.DISK_ONLY)
+    judged = judge(source, frames.judged(source.contract, raw)).persist(StorageLevel.DISK_ONLY)
     try:
         account, newest = _account(source, judged, rows, snapshot_id)
         return Curated(source, judged, account.balanced(), newest)
     except BaseException:
         judged.unpersist()
         raise
-
-
-def decode(contract: Contract, raw: DataFrame) -> DataFrame:
-    """Raw rows through their contract: the accepted schema, and `_reason`, which is null in accepted rows."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    schema = accepted_schema(contract).append(pa.field("_reason", pa.string()))
-    wanted = raw.select(*PROVENANCE.names, "key", "value")
-    return wanted.mapInArrow(
-        functools.partial(_decode_batches, contract.name, schema), from_arrow_schema(schema)
-    )
-
-
-def _decode_batches(
-    name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    from pipelines.contracts import contract_of
-
-    contract = contract_of(name)
-    for batch in batches:
-        decoded = decode_table(contract, batch)
-        accepted = decoded.accepted.append_column("_reason", pa.nulls(decoded.accepted.num_rows, pa.string()))
-        refused = pa.table(
-            [
-                decoded.refused.column("reason" if field.name == "_reason" else field.name)
-                if field.name in PROVENANCE.names or field.name == "_reason"
-                else pa.nulls(decoded.refused.num_rows, field.type)
-                for field in schema
-            ],
-            schema=schema,
-        )
-        for part in (accepted, refused):
-            yield from part.combine_chunks().to_batches()
 
 
 def judge(source: Source, decoded: DataFrame) -> DataFrame:

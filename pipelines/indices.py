@@ -7,9 +7,9 @@ package of its domain.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
-from pipelines.curate import decode
+from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, contract_of, frames
 from pipelines.indexing.replica import Follower, Replica
 from pipelines.indexing.spec import IndexSpec, check
 from pipelines.indexing.streaming import HotStream
@@ -19,7 +19,13 @@ from pipelines.users.index import PIN_COUNTS, USER_EVENTS
 
 
 def _stream(contract: Contract) -> HotStream:
-    return HotStream(contract.name, (contract.topic,), functools.partial(decode, contract))
+    return HotStream(contract.name, (contract.topic,), functools.partial(frames.judged, contract))
+
+
+def as_known(stream: HotStream, known: Callable[[Contract], Contract]) -> HotStream:
+    """A stream that decodes each epoch by its contract as it is by then: fields are learned while it runs."""
+    (topic,) = stream.topics
+    return stream._replace(decode=lambda batch: frames.judged(known(contract_of(topic)), batch))
 
 
 INDICES: dict[str, IndexSpec] = {spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS)}

@@ -47,6 +47,10 @@ class LakeError(TidemarkError):
     """A table is missing, or is not what it is declared to be."""
 
 
+class Conflict(TidemarkError):
+    """Another commit came between."""
+
+
 class Column(NamedTuple):
     """A column: its Spark SQL type, what it says, and its unit where the name does not tell."""
 
@@ -391,7 +395,7 @@ def _create(spark: SparkSession, spec: TableSpec) -> None:
 def _require_columns(spark: SparkSession, spec: TableSpec) -> None:
     found = spark.table(spec.identifier).columns
     declared = [column.name for column in spec.columns]
-    if found != declared:
+    if set(found) != set(declared):
         raise LakeError(
             f"the table has the columns {', '.join(found)}; declared are {', '.join(declared)}",
             where=spec.identifier,
@@ -418,6 +422,36 @@ def overwrite(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None 
     from pyspark.sql import functions as F
 
     _writer(df, spec, summary).overwrite(F.lit(True))
+
+
+def overwrite_where(
+    df: DataFrame, spec: TableSpec, condition: str, summary: Mapping[str, str], *, since: int
+) -> None:
+    """Replace the rows that a condition in Spark SQL names, in one commit.
+
+    Args:
+        df: The rows instead of them.
+        spec: The table.
+        condition: Names whole partitions.
+        summary: Properties of the commit.
+        since: The snapshot at which the rows were read.
+
+    Raises:
+        Conflict: A commit after `since` changed rows that the condition names; nothing was written.
+    """
+    from pyspark.sql import functions as F
+
+    writer = _writer(df, spec, summary).option("isolation-level", "serializable")
+    try:
+        writer.option("validate-from-snapshot-id", str(since)).overwrite(F.expr(condition))
+    except Exception as error:  # py4j's error holds Iceberg's
+        if "ValidationException" not in str(error):
+            raise
+        raise Conflict(
+            "rows changed after they were read",
+            where=f"{spec.name} WHERE {condition}",
+            remedy="read them again",
+        ) from error
 
 
 def _writer(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None):  # type: ignore[no-untyped-def]

@@ -17,7 +17,9 @@ from pipelines.contracts.contract import (
     accepted_schema,
     decode,
     decode_table,
+    extended,
 )
+from pipelines.contracts.fields import Field
 from pipelines.contracts.pin_updates import PIN_UPDATES
 from pipelines.contracts.user_interactions import ACTIONS, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
@@ -54,10 +56,12 @@ __all__ = [
     "USER_INTERACTIONS",
     "Contract",
     "Decoded",
+    "Field",
     "Refusal",
     "UnknownTopic",
     "accepted_schema",
     "contract_of",
     "decode",
     "decode_table",
+    "extended",
 ]

@@ -7,24 +7,29 @@ The decision is a function of the record's bytes and the broker's time and of no
 stream, the hot streams, the collector, a load and a later look at a dead letter all decide alike.
 
 Compatibility. A contract has a `version`. Within a version it may only be widened: a new optional field, a new action
-at the end of the list, a greater limit; fields that it does not know are allowed and count in the content hash, so a
-producer may be ahead of it. Whatever would refuse or reinterpret a record that was accepted before is a new version,
-and a new version is a new topic (`user-interactions-v2`): raw keeps its old records, and they stay decidable.
+at the end of the list, a greater limit. Whatever would refuse or reinterpret a record that was accepted before is a new
+version, and a new version is a new topic (`user-interactions-v2`): raw keeps its old records, and they stay decidable.
+Fields that it does not know are allowed and count in the content hash, so a producer may be ahead of it; they become
+typed columns when they have been learned (`fields`, `extended`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipelines.contracts import fields as learned
+from pipelines.contracts.fields import Field
 
 MAX_VALUE_BYTES = 65_536
 MAX_ID_BYTES = 512
@@ -96,6 +101,7 @@ REASONS = {
     "unknown_action": "the contract does not name this action",
     "unknown_op": "op is neither upsert nor delete",
     "no_family": "a record sets no column family",
+    "retyped_field": "a field has another type than it had before",
 }
 
 
@@ -111,7 +117,7 @@ Record = dict[str, Any]
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contract:
     """The schema of a topic.
 
@@ -121,8 +127,10 @@ class Contract:
         key_field: The field by which producers key their records. A record's own key is never trusted.
         row_schema: The columns of an accepted record.
         parse: From a record's JSON object and the broker's time in ms to the values of `row_schema`, times in
-            microseconds since 1970; raises `Refused`. It may change the object.
+            microseconds since 1970; raises `Refused`. It may change the object, but not what it does not know in it.
         examples: Records that keep the contract.
+        grows: The objects of a record whose unknown fields become columns; '' is the record itself.
+        fields: The fields that were learned; see `extended`.
     """
 
     topic: str
@@ -131,18 +139,92 @@ class Contract:
     row_schema: pa.Schema
     parse: Callable[[Record, int], Row]
     examples: tuple[Mapping[str, Any], ...] = ()
+    grows: tuple[str, ...] = ("",)
+    fields: tuple[Field, ...] = ()
 
     @property
     def name(self) -> str:
         """The topic's name as a table's: `raw.<name>`."""
         return self.topic.replace("-", "_")
 
+    def decide(self, record: Record, broker_time_ms: int) -> Row:
+        """A record's row, learned fields too; raises `Refused`."""
+        row = self.parse(record, broker_time_ms)
+        return _with_learned(self, record, row, broker_time_ms) if self.fields else row
+
+
+def extended(contract: Contract, fields: Iterable[Field]) -> Contract:
+    """A declared contract with what was learned of fields that it does not declare.
+
+    Its rows have a column for each of them (null in tombstones, and where a record says nothing); a record that was
+    taken after a field was learned, and says it with another type, is refused.
+    """
+    fields = tuple(fields)
+    return _extended(contract, fields) if fields else contract
+
+
+@functools.lru_cache(maxsize=64)
+def _extended(contract: Contract, fields: tuple[Field, ...]) -> Contract:
+    undeclared = tuple(f for f in fields if not learned.is_declared(contract.row_schema, f.path))
+    return replace(contract, row_schema=learned.grown(contract.row_schema, undeclared), fields=undeclared)
+
+
+def _with_learned(contract: Contract, record: Record, row: Row, broker_time_ms: int) -> Row:
+    names, deleted_at, columns = _plan(contract)
+    extra: dict[str, Any] = dict.fromkeys(names[len(row) :])
+    if row[deleted_at]:
+        return (*row, *extra.values())
+    for column in columns:
+        value = learned.at(record, column.path)
+        if value is None:
+            continue
+        held = learned.in_force(column.history, broker_time_ms)
+        if held is not None and held.type is not None and not learned.fits(value, held.type):
+            raise Refused(
+                "retyped_field",
+                f"{column.path} is {_kind(value)}; it has been {held.described()}",
+                column.path,
+            )
+        target = extra if column.struct is None else row[column.struct]
+        if column.type is not None and target is not None:
+            target[column.name] = learned.converted(value, column.type)
+    return (*row, *extra.values())
+
+
+class _Learned(NamedTuple):
+    """Where a learned field goes: its column, or the struct (by its place in the row) that it is a part of."""
+
+    path: str
+    name: str
+    struct: int | None
+    type: str | None
+    history: tuple[Field, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(contract: Contract) -> tuple[list[str], int, tuple[_Learned, ...]]:
+    names = contract.row_schema.names
+    columns = []
+    for path, field in learned.newest(contract.fields).items():
+        outer, _, name = path.rpartition(".")
+        history = tuple(one for one in contract.fields if one.path == path)
+        columns.append(_Learned(path, name, names.index(outer) if outer else None, field.type, history))
+    return names, names.index("is_deleted"), tuple(columns)
+
 
 class Decoded(NamedTuple):
-    """A decided table: `accepted` has the row schema and provenance; `refused` the record, reason and detail."""
+    """A decided table.
+
+    Attributes:
+        accepted: The row schema and provenance.
+        refused: The record, reason and detail.
+        new_fields: Path → JSON kinds, of fields that accepted records have and the contract does not know; empty
+            unless it was asked for.
+    """
 
     accepted: pa.Table
     refused: pa.Table
+    new_fields: Mapping[str, set[str]] = {}
 
 
 def decode(contract: Contract, value: bytes | None, broker_time_ms: int) -> dict[str, Any] | Refusal:
@@ -162,7 +244,7 @@ def decode(contract: Contract, value: bytes | None, broker_time_ms: int) -> dict
         Refusal(reason='not_an_object', detail='the value is an array; an object is needed', field=None)
     """
     try:
-        row = contract.parse(read_object(value), broker_time_ms)
+        row = contract.decide(read_object(value), broker_time_ms)
     except Refused as refused:
         return refused.refusal
     return {
@@ -173,26 +255,37 @@ def decode(contract: Contract, value: bytes | None, broker_time_ms: int) -> dict
     }
 
 
-def decode_table(contract: Contract, records: pa.Table | pa.RecordBatch) -> Decoded:
+def decode_table(
+    contract: Contract, records: pa.Table | pa.RecordBatch, *, finds_new_fields: bool = False
+) -> Decoded:
     """Decide about many records: `decode` for each, with everything around it in whole columns.
 
     Args:
         contract: Of the topic that the records are from.
         records: The columns of `RECORD`; others are ignored.
+        finds_new_fields: Whether to look for fields that the contract does not know.
     """
     values = records.column("value").to_pylist()
     taken = (
         pc.floor(pc.divide(_microseconds(records.column("broker_time")), 1000)).cast(pa.int64()).to_pylist()
     )
-    parse = contract.parse
+    decide = contract.decide if contract.fields else contract.parse
+    known = _known_names(contract) if finds_new_fields else {}
+    deleted_at = contract.row_schema.get_field_index("is_deleted")
+    new_fields: dict[str, set[str]] = {}
     rows: list[Row] = []
     places: list[int] = []
     refusals: list[Refusal] = []
     refused_places: list[int] = []
     for place, (value, broker_time_ms) in enumerate(zip(values, taken, strict=True)):
         try:
-            rows.append(parse(read_object(value), broker_time_ms))
+            record = read_object(value)
+            row = decide(record, broker_time_ms)
+            rows.append(row)
             places.append(place)
+            if known and not row[deleted_at]:
+                for outer, names in known.items():
+                    _note_new(record, outer, names, new_fields)
         except Refused as refused:
             refusals.append(refused.refusal)
             refused_places.append(place)
@@ -211,7 +304,29 @@ def decode_table(contract: Contract, records: pa.Table | pa.RecordBatch) -> Deco
     return Decoded(
         pa.table(accepted, schema=accepted_schema(contract)),
         pa.table(refused_columns, schema=REFUSED_SCHEMA),
+        new_fields,
     )
+
+
+def _known_names(contract: Contract) -> dict[str, frozenset[str]]:
+    """For each object that grows the names that are known in it, forgotten ones too."""
+    paths = [*learned.flat(contract.row_schema), *(field.path for field in contract.fields)]
+    known = {
+        outer: {p.rpartition(".")[2] for p in paths if p.rpartition(".")[0] == outer}
+        for outer in contract.grows
+    }
+    if "" in known:
+        known[""] |= {"op", "version", *contract.row_schema.names}
+    return {outer: frozenset(names) for outer, names in known.items()}
+
+
+def _note_new(record: Record, outer: str, known: frozenset[str], found: dict[str, set[str]]) -> None:
+    held = record.get(outer) if outer else record
+    if type(held) is not dict or held.keys() <= known:
+        return
+    for name in held.keys() - known:
+        if held[name] is not None:
+            found.setdefault(f"{outer}.{name}" if outer else name, set()).add(learned.kind(held[name]))
 
 
 def accepted_schema(contract: Contract) -> pa.Schema:

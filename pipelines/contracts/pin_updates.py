@@ -8,7 +8,7 @@
 A record sets whole families: what a family does not say is null afterwards, and a family that the record does not name
 stays as it was. One version (1 where absent) holds for the record. A deletion takes every family, and what it carries
 besides its identity is not read. Fields that are not named here are allowed; inside a family they count in its content
-hash.
+hash, and become columns of it when they have been learned.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ PIN_UPDATES = Contract(
     key_field="pin_id",
     row_schema=ROW_SCHEMA,
     parse=_parse,
+    grows=("catalogue", "offer"),
     examples=(
         {
             "pin_id": "1095275",

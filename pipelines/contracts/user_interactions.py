@@ -6,8 +6,8 @@
 
 Identity is (user_id, event_id): the same event id under another user is another event. `version` (1 where absent)
 orders what was said about an event; a deletion needs neither pin nor time nor action, and what it carries besides its
-identity is not read. Fields that are not named here are allowed and count in the content hash; only the original bytes
-keep them.
+identity is not read. Fields that are not named here are allowed and count in the content hash; they become columns when
+they have been learned.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pipelines.contracts import CONTRACTS, RECORD, Contract, frames
 from pipelines.indexing import streaming
 from pipelines.indexing.position import Position, merge_all
 from pipelines.indexing.streaming import Committed
-from pipelines.ingest import broker
+from pipelines.ingest import broker, evolution
 from pipelines.ingest.broker import BrokerError
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
@@ -45,6 +45,9 @@ def start(
     topic_ids = broker.ensure_topics(settings, [contract.topic for contract in contracts])
     for spec in (*map(raw_spec, contracts), lake.RAW_DEAD_LETTERS):
         lake.ensure(spark, spec)
+    for contract in contracts:
+        evolution.declare(settings, contract)
+    known = evolution.Known(settings)
     committed = functools.partial(held, settings, contracts)
     life = streaming.begin(
         settings.paths.checkpoints, STREAM, topic_ids, committed, settings.kafka.partitions
@@ -57,7 +60,7 @@ def start(
 
     def run(batch: DataFrame, epoch: int) -> None:
         require_same_topics(settings, topic_ids)
-        archive_epoch(settings, contracts, batch, life.number, epoch)
+        archive_epoch(settings, map(known, contracts), batch, life.number, epoch)
 
     writer = records.writeStream.foreachBatch(run).queryName(STREAM)
     writer = writer.option("checkpointLocation", str(life.checkpoint))
@@ -67,7 +70,7 @@ def start(
 def archive_epoch(
     settings: Settings, contracts: Iterable[Contract], batch: DataFrame, incarnation: int, epoch: int
 ) -> Position:
-    """Commit one micro-batch, as far as it is not committed yet; where it ends."""
+    """Commit one micro-batch, as far as it is not committed yet, and learn new fields from it; where it ends."""
     from pyspark.sql import functions as F
 
     contracts = tuple(contracts)
@@ -81,15 +84,16 @@ def archive_epoch(
         present = [contract for contract in contracts if contract.topic in ends]
         if not _is_done(settings, lake.RAW_DEAD_LETTERS, incarnation, epoch):
             letters = [_letters(contract, batch) for contract in present]
-            buried = functools.reduce(lambda one, other: one.unionByName(other), letters).withColumn(
-                "ingested_at", now
-            )
-            buried = buried.coalesce(1).persist()
+            found = functools.reduce(lambda one, other: one.unionByName(other), letters)
+            found = found.withColumn("ingested_at", now).coalesce(1).persist()
             try:
+                for contract in present:
+                    evolution.learn_from(settings, contract, found.filter(F.col("topic") == contract.topic))
+                buried = frames.letters(found)
                 if not buried.isEmpty():
                     lake.append(buried, lake.RAW_DEAD_LETTERS, said)
             finally:
-                buried.unpersist()
+                found.unpersist()
         failpoints.hit("archive.after_dead_letters")
         for contract in present:
             spec = raw_spec(contract)
@@ -154,7 +158,7 @@ def _letters(contract: Contract, batch: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     rows = batch.filter(F.col("topic") == contract.topic).select(*RECORD.names)
-    return frames.refused(contract, rows).withColumn("topic", F.lit(contract.topic))
+    return frames.examined(contract, rows).withColumn("topic", F.lit(contract.topic))
 
 
 def _ends(batch: DataFrame) -> tuple[dict[str, Position], int]:

@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode
 from pipelines.contracts.contract import Refused, read_json
 from pipelines.indexing.position import merge_all
+from pipelines.ingest.evolution import Known
 from pipelines.ingest.producer import Delivery, NotDelivered, Producer
 from pipelines.settings import Settings, load
 
@@ -91,8 +92,9 @@ class Metrics:
 class Collector:
     """Checks and sends; one for a process."""
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: Producer, known: Known) -> None:
         self.producer = producer
+        self.known = known
         self.metrics = Metrics()
         self.threads = ThreadPoolExecutor(_THREADS, "collector")
         self._pause_until = 0.0
@@ -104,7 +106,7 @@ class Collector:
             Problem: The body is not records; nothing was looked at further, and nothing was sent.
             NotDelivered: The broker did not acknowledge every valid record; the client should send all of them again.
         """
-        contract = endpoint.contract
+        contract = self.known(endpoint.contract)
         values = [orjson.dumps(record) for record in _records(endpoint, body)]
         now_ms = time.time_ns() // 1_000_000
         rows = [decode(contract, value, now_ms) for value in values]
@@ -164,7 +166,7 @@ def create_app(settings: Settings, producer: Producer | None = None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = producer or Producer(settings)
-        app.state.collector = Collector(own)
+        app.state.collector = Collector(own, Known(settings))
         yield
         app.state.collector.threads.shutdown()
         if producer is None:

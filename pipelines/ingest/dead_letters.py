@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import lake
-from pipelines.contracts import CONTRACTS, REASONS, Refusal, contract_of, decode
+from pipelines.contracts import CONTRACTS, REASONS, Contract, Refusal, contract_of, decode
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import Position
+from pipelines.ingest import evolution
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
 
@@ -156,13 +157,14 @@ def explain(settings: Settings, place: str) -> Explanation:
     found = _rows(settings, topic=topic, at=(where, int(number)))
     if not found.num_rows:
         raise NoSuchLetter("there is no dead letter", where=place, remedy="see `tidemark dead-letters list`")
-    return explained(_letter(found.sort_by([("broker_time", "descending")]).slice(0, 1).to_pylist()[0]))
+    letter = _letter(found.sort_by([("broker_time", "descending")]).slice(0, 1).to_pylist()[0])
+    return explained(letter, evolution.current(settings, contract_of(letter.topic)))
 
 
-def explained(letter: DeadLetter) -> Explanation:
-    """The same, for a letter at hand."""
+def explained(letter: DeadLetter, contract: Contract) -> Explanation:
+    """The same, for a letter at hand and its contract as it is now."""
     taken_ms = int(letter.broker_time.timestamp() * 1000)
-    row = decode(contract_of(letter.topic), letter.value, taken_ms)
+    row = decode(contract, letter.value, taken_ms)
     return Explanation(
         letter=letter,
         meaning=REASONS.get(letter.reason, "a reason that contracts no longer give"),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines import failpoints, lake
 from pipelines.contracts import Contract, frames
 from pipelines.indexing.position import Position
-from pipelines.ingest import mapping, sources
+from pipelines.ingest import evolution, mapping, sources
 from pipelines.ingest.mapping import ROW, TIME_FORMAT, FieldMapping
 from pipelines.ingest.sources import FOUND, Dialect, LoadError
 from pipelines.settings import Settings
@@ -103,6 +103,7 @@ def load(
     spec = raw_spec(contract)
     for needed in (spec, lake.RAW_DEAD_LETTERS):
         lake.ensure(spark, needed)
+    evolution.declare(settings, contract)
     with _alone(settings, full_id):
         this = Position(loads=frozenset({full_id}))
         if lake.position(settings, spec.name).covers(this):
@@ -121,7 +122,7 @@ def load(
             F.col("value").cast("binary").alias("value"),
             now.alias("ingested_at"),
         )
-        refused = _bury(spark, contract, raw, full_id)
+        refused = _bury(spark, settings, evolution.current(settings, contract), raw, full_id)
         failpoints.hit("load.after_dead_letters")
         lake.append(raw, spec, {lake.LOAD_ID: full_id, **lake.bringing(settings, spec.name, this, now_ms)})
     rows = _rows_of(settings, spec, full_id)
@@ -303,7 +304,9 @@ def nanoseconds_as_long(spark: SparkSession) -> Iterator[None]:
         spark.conf.set(name, before)
 
 
-def _bury(spark: SparkSession, contract: Contract, raw: DataFrame, full_id: str) -> dict[str, int]:
+def _bury(
+    spark: SparkSession, settings: Settings, contract: Contract, raw: DataFrame, full_id: str
+) -> dict[str, int]:
     """Write the refused ones to the dead letters, in place of those of an attempt that came to nothing; by reason."""
     from pyspark.sql import functions as F
 
@@ -312,18 +315,17 @@ def _bury(spark: SparkSession, contract: Contract, raw: DataFrame, full_id: str)
     if not lake.read(spark, spec.name).filter(of_this_load).isEmpty():
         topic, load_id = lake.quoted(contract.topic), lake.quoted(full_id)
         lake.delete(spark, spec, f"topic = {topic} AND load_id = {load_id}")
-    letters = (
-        frames.refused(contract, raw)
-        .withColumns({"topic": F.lit(contract.topic), "ingested_at": F.col("broker_time")})
-        .persist()
-    )
+    told = {"topic": F.lit(contract.topic), "ingested_at": F.col("broker_time")}
+    found = frames.examined(contract, raw).withColumns(told).persist()
     try:
+        evolution.learn_from(settings, contract, found)
+        letters = frames.letters(found)
         counted = {row["reason"]: row["count"] for row in letters.groupBy("reason").count().collect()}
         if counted:
             lake.append(letters.coalesce(1), spec, {lake.LOAD_ID: full_id})
         return dict(sorted(counted.items()))
     finally:
-        letters.unpersist()
+        found.unpersist()
 
 
 def _repeated(

@@ -28,15 +28,16 @@ EMBEDDING = pa.schema([("vector", pa.list_(pa.float32()))])
 
 def catalogue(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``pin-updates`` that set the catalogue, and deletions."""
-    return _family(rows, "catalogue")
+    return _family(rows, "catalogue", CATALOGUE)
 
 
 def offer(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``pin-updates`` that set the offer, and deletions."""
-    return _family(rows, "offer")
+    return _family(rows, "offer", OFFER)
 
 
-def _family(rows: DataFrame, family: str) -> DataFrame:
+def _family(rows: DataFrame, family: str, schema: pa.Schema) -> DataFrame:
+    declared = ", ".join(f"{family}.{name}" for name in schema.names)  # records may have learned more
     of_family = rows.filter(f"{family}_hash IS NOT NULL")
     return facts.frame(
         of_family,
@@ -46,7 +47,7 @@ def _family(rows: DataFrame, family: str) -> DataFrame:
         version=["version"],
         is_deleted="is_deleted",
         content_hash=f"{family}_hash",
-        payload=family,
+        payload=f"struct({declared})",
     )
 
 
