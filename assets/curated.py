@@ -27,6 +27,7 @@ def _curated(source: Source) -> dg.AssetsDefinition:
             for spec in specs
         ],
         retry_policy=RETRIES,
+        pool=specs[0].name,
     )
     def curated(
         context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]

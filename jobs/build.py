@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.processes import prepare_dagster_home
 from pipelines import lake
+from pipelines.backfill import Changes, Days
 from pipelines.curate import SOURCES
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import EMPTY, Position
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 POLL_S = 0.5
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class BuildError(TidemarkError):
@@ -87,6 +89,7 @@ def build(
     wait: Position | None = None,
     indices: Sequence[str] | None = None,
     *,
+    after_curated: bool = False,
     report: Report = lambda step: None,
     wait_timeout_s: float = 300.0,
 ) -> BuildReport:
@@ -96,6 +99,7 @@ def build(
         settings: Where everything is.
         wait: Wait first until the archive has passed this position.
         indices: Only these, with what they need; by default all.
+        after_curated: Take the curated tables as they are, as after a backfill.
         report: Is told of every step as it begins and ends.
         wait_timeout_s: How long to wait for the archive.
 
@@ -105,10 +109,53 @@ def build(
     chosen = _chosen(indices)
     if wait is not None:
         await_archive(settings, wait, wait_timeout_s, report)
-    prepare_dagster_home(settings)
-    os.environ["DAGSTER_HOME"] = str(settings.paths.dagster)
+    _use_dagster_home(settings)
     with _alone(settings):
-        return _run(settings, chosen, report)
+        return _run(settings, chosen, report, after_curated)
+
+
+def backfill(settings: Settings, days: Days) -> list[Changes]:
+    """Compute some days again, and replace them; Dagster's pages have the run and the days.
+
+    Raises:
+        BuildError: A step failed, another build runs, or the days begin before those that Dagster knows.
+    """
+    import dagster as dg
+
+    from jobs.schedules import BACKFILL
+
+    if days.first < settings.build.first_day:
+        raise BuildError(
+            f"{days.first} is before the first day that can be computed again",
+            where=f"build.first_day is {settings.build.first_day}",
+            remedy="set build.first_day to an earlier one",
+        )
+    _use_dagster_home(settings)
+    tags = {
+        "dagster/asset_partition_range_start": str(days.first),
+        "dagster/asset_partition_range_end": str(days.last),
+    }
+    with _alone(settings), dg.DagsterInstance.get() as instance:
+        watch = _Watch(lambda step: None)
+        run_id = str(uuid.uuid4())
+        instance.add_event_listener(run_id, watch)
+        result = _job(settings, BACKFILL).execute_in_process(
+            instance=instance, run_id=run_id, raise_on_error=False, tags=tags, run_config=_QUIET
+        )
+        failed = [f"{step.name}: {step.detail}" for step in watch.steps if step.state == "failed"]
+        if not result.success:
+            raise BuildError("the days were not replaced", where=f"run {run_id}", remedy="; ".join(failed))
+        return _changes(result)
+
+
+def _changes(result: dg.ExecuteInProcessResult) -> list[Changes]:
+    found = {}
+    for event in result.get_asset_materialization_events():
+        said = {name: value.value for name, value in event.materialization.metadata.items()}
+        if "changes" in said:
+            assert isinstance(said["changes"], dict)
+            found[event.asset_key] = Changes.from_json(said["changes"])
+    return list(found.values())
 
 
 def await_archive(
@@ -147,22 +194,32 @@ def _chosen(indices: Sequence[str] | None) -> list[str]:
     return list(indices or INDICES)
 
 
-def _run(settings: Settings, indices: list[str], report: Report) -> BuildReport:
-    import dagster as dg
+def _use_dagster_home(settings: Settings) -> None:
+    prepare_dagster_home(settings)
+    os.environ["DAGSTER_HOME"] = str(settings.paths.dagster)
 
+
+def _job(settings: Settings, name: str) -> dg.JobDefinition:
     from assets.platform import Platform
     from jobs.definitions import build_defs
-    from jobs.schedules import BUILD
-    from pipelines.indices import INDICES
     from quality import gates
 
-    defs = build_defs({"platform": Platform(lambda: settings, gates.examine)})
-    job = defs.resolve_job_def(BUILD)
+    return build_defs({"platform": Platform(lambda: settings, gates.examine)}).resolve_job_def(name)
+
+
+def _run(settings: Settings, indices: list[str], report: Report, after_curated: bool) -> BuildReport:
+    import dagster as dg
+
+    from jobs.schedules import BUILD
+    from pipelines.indices import INDICES
+
+    job = _job(settings, BUILD)
     selection = None
-    if set(indices) != set(INDICES):
-        graph = defs.resolve_asset_graph()
-        wanted = dg.AssetSelection.assets(*[["published", name] for name in indices]).upstream()
-        selection = sorted(wanted.resolve(graph))
+    if set(indices) != set(INDICES) or after_curated:
+        published = dg.AssetSelection.assets(*[["published", name] for name in indices])
+        before = ("raw", "curated") if after_curated else ()
+        wanted = published.upstream() - dg.AssetSelection.groups(*before)
+        selection = sorted(wanted.resolve(job.asset_layer.asset_graph))
     run_id = str(uuid.uuid4())
     started = time.monotonic()
     with dg.DagsterInstance.get() as instance:
@@ -173,7 +230,7 @@ def _run(settings: Settings, indices: list[str], report: Report) -> BuildReport:
             run_id=run_id,
             raise_on_error=False,
             asset_selection=selection,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            run_config=_QUIET,
         )
     return _reported(result, run_id, time.monotonic() - started, watch, indices)
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import dagster as dg
 
+from assets.backfill import backfill_assets
 from assets.curated import curated_assets
 from assets.features import feature_assets
 from assets.index import all_index_assets
 from assets.models import model_assets
 from assets.platform import Platform
 from assets.raw import raw_assets
-from jobs.schedules import automation, whole_build
+from jobs.schedules import automation, days_again, whole_build
 from pipelines import settings
 from quality import gates
 from quality.checks import candidate_checks, curated_checks
@@ -29,10 +30,11 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         resource_overrides: Resource name → value; `platform` is the only one that there is.
     """
     platform = Platform(settings.load, gates.examine)
+    days = backfill_assets(settings.load().build.first_day)
     return dg.Definitions(
-        assets=[*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets],
+        assets=[*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets, *days],
         asset_checks=[*curated_checks, *candidate_checks],
-        jobs=[whole_build],
+        jobs=[whole_build, days_again],
         sensors=[automation],
         resources={"platform": platform} | dict(resource_overrides or {}),
         executor=dg.in_process_executor,

@@ -9,6 +9,7 @@ Each stream has a thread of its own, so that one that fails, or waits for a brok
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -162,6 +163,9 @@ def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
                 partitions=settings.kafka.partitions,
                 trigger_ms=settings.streams.trigger_ms,
                 max_rows=settings.streams.max_rows_per_epoch,
+                earliest=broker.earliest(settings, topic_ids),
+                archive=functools.partial(archive.records_in, spark),
+                require_same_topics=functools.partial(broker.require_same, settings, topic_ids),
             )
 
         return Hosted(stream.name, begin)

@@ -321,6 +321,33 @@ OPS_ACCOUNT = TableSpec(
     owner="curate",
 )
 
+OPS_LOSSES = TableSpec(
+    name="ops.losses",
+    doc="offsets that the broker expired before they were archived: these records are lost",
+    columns=(
+        Column("topic_id", "string", "id of the Kafka topic"),
+        Column("partition", "int", "partition of the topic"),
+        Column("start", "bigint", "the first offset that was lost"),
+        Column("end", "bigint", "the first offset after them"),
+        Column("noted_at", "timestamp", "when the archive stream began again behind them", "UTC"),
+    ),
+    owner="ingest",
+)
+
+OPS_REPLAYS = TableSpec(
+    name="ops.replays",
+    doc="a record that was sent again, and as what",
+    columns=(
+        Column("topic", "string", "name of the topic"),
+        *[column for column in _provenance() if column.name != "broker_time"],
+        Column("as_topic_id", "string", "id of the topic that it was sent to"),
+        Column("as_partition", "int", "its partition there"),
+        Column("as_offset", "bigint", "its offset there"),
+        Column("replayed_at", "timestamp", "when", "UTC"),
+    ),
+    owner="ingest",
+)
+
 TABLES: dict[str, TableSpec] = {
     spec.name: spec
     for spec in (
@@ -336,6 +363,8 @@ TABLES: dict[str, TableSpec] = {
         OPS_INDEX_VERSIONS,
         OPS_EPOCHS,
         OPS_ACCOUNT,
+        OPS_LOSSES,
+        OPS_REPLAYS,
     )
 }
 """Every declared table by its name. (`index.<name>` follows from the index's own specification.)"""
@@ -534,14 +563,27 @@ def positions(settings: Settings, names: Mapping[str, int | None] | list[str] | 
     )
 
 
-def bringing(settings: Settings, name: str, brought: Position, max_broker_time_ms: int) -> dict[str, str]:
+def bringing(
+    settings: Settings,
+    name: str,
+    brought: Position,
+    max_broker_time_ms: int,
+    snapshot_id: int | None = None,
+) -> dict[str, str]:
     """The summary of a commit that brings something: the table's position with it, and the greatest broker time."""
-    newest = next((s for s in ancestors(settings, name) if MAX_BROKER_TIME_MS in s.summary), None)
+    saying = (s for s in ancestors(settings, name, snapshot_id) if MAX_BROKER_TIME_MS in s.summary)
+    newest = next(saying, None)
     before = int(newest.summary[MAX_BROKER_TIME_MS]) if newest else 0
     return {
-        POSITION: position(settings, name).merge(brought).to_text(),
+        POSITION: position(settings, name, snapshot_id).merge(brought).to_text(),
         MAX_BROKER_TIME_MS: str(max(before, max_broker_time_ms)),
     }
+
+
+def said(settings: Settings, name: str, snapshot_id: int) -> dict[str, str]:
+    """The summary of a commit that brings nothing new: what those up to a snapshot said of position and broker time."""
+    before = bringing(settings, name, EMPTY, 0, snapshot_id)
+    return {what: value for what, value in before.items() if value not in (EMPTY.to_text(), "0")}
 
 
 def committed_epoch(

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.parse import unquote, urlencode, urlsplit
@@ -138,9 +139,10 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Build:
-    """How a base is built."""
+    """How a base is built, and from which day on days can be computed again."""
 
     shard_facts: int
+    first_day: date
 
 
 @dataclass(frozen=True)
@@ -277,9 +279,11 @@ class _Resolver:
         parsed = yaml.safe_load(raw) if isinstance(raw, str) else raw
         if kind == dict[str, str] and isinstance(parsed, dict):
             return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in parsed.items()}
-        if kind in (int, bool) and type(parsed) is kind:
+        if kind in (int, bool, date) and type(parsed) is kind:
             return parsed
-        wanted = {int: "a whole number", bool: "true or false"}.get(kind, "names with values")
+        wanted = {int: "a whole number", bool: "true or false", date: "a day, as 2017-01-01"}.get(
+            kind, "names with values"
+        )
         raise SettingsError(f"{raw!r} is not {wanted}", where=where, remedy=f"set it to {wanted}")
 
     def _expanded(self, text: str, where: str) -> str:

@@ -23,6 +23,9 @@ def build(
         typer.Option(metavar="POSITION", help="Wait first until the archive has passed this position."),
     ] = None,
     index: Annotated[list[str] | None, typer.Option(help="Only this index (may be given again).")] = None,
+    after_curated: Annotated[
+        bool, typer.Option("--after-curated", help="Take the curated tables as they are: after a backfill.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build every base from what the archive has, check it, and publish it if it passes.
@@ -32,7 +35,7 @@ def build(
     from jobs.cli.data import print_accounts
 
     settings = load_settings()
-    report = run_build(settings, wait, index, "the build")
+    report = run_build(settings, wait, index, "the build", after_curated=after_curated)
     if as_json:
         console.emit_json(report.to_json())
     else:
@@ -44,7 +47,14 @@ def build(
         raise problem
 
 
-def run_build(settings: Settings, wait: str | None, indices: list[str] | None, title: str) -> BuildReport:
+def run_build(
+    settings: Settings,
+    wait: str | None,
+    indices: list[str] | None,
+    title: str,
+    *,
+    after_curated: bool = False,
+) -> BuildReport:
     """A build with its steps shown as they go."""
     from jobs import build as builder
     from pipelines.indexing import position
@@ -58,7 +68,7 @@ def run_build(settings: Settings, wait: str | None, indices: list[str] | None, t
             report(f"{step.name}: {step.state}{took}")
 
     with console.step(title, settings.paths.logs / "build.log") as report:
-        return builder.build(settings, until, indices or None, report=show)
+        return builder.build(settings, until, indices or None, after_curated=after_curated, report=show)
 
 
 @app.command(rich_help_panel=BASES)

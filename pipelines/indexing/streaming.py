@@ -3,8 +3,10 @@
 Belongs here: incarnations, one epoch's way from records to commits, and starting the query. Hosting and restarting
 queries is the streaming process's; what a record must be is its contract's, which a stream is given as ``decode``.
 
-An incarnation is one life of a checkpoint. A checkpoint that is gone, or a topic that was made again, begins a new one
-at the position that was committed last: what is read twice is the same fact, and changes nothing.
+An incarnation is one life of a checkpoint. A checkpoint that is gone, a topic that was made again, or offsets that
+Kafka has expired before they were read, begin a new one at the position that was committed last: what is read twice is
+the same fact, and changes nothing. What Kafka no longer has is a gap, and is read from the archive first, as an
+incarnation of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +27,7 @@ from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.delta import DeltaWriter, Marker
 from pipelines.indexing.files import replace_text
-from pipelines.indexing.position import Position
+from pipelines.indexing.position import EMPTY, Position
 from pipelines.indexing.spec import IndexSpec, NoState, State, lineage
 
 if TYPE_CHECKING:
@@ -56,12 +58,25 @@ class Committed(NamedTuple):
     position: Position
 
 
+class Gap(NamedTuple):
+    """Offsets of a partition that were not committed, and that Kafka no longer has: the first included, the end not."""
+
+    topic_id: str
+    partition: int
+    start: int
+    end: int
+
+
 class Incarnation(NamedTuple):
-    """A life of a checkpoint: its number, its folder, and where Spark begins if the folder is new."""
+    """A life of a checkpoint: its number, its folder, and where Spark begins if the folder is new.
+
+    ``gaps`` are what lies between what is committed and there; the incarnation before this number is theirs.
+    """
 
     number: int
     checkpoint: Path
     starting_offsets: str
+    gaps: tuple[Gap, ...] = ()
 
 
 def begin(
@@ -70,6 +85,7 @@ def begin(
     topic_ids: Mapping[str, str],
     committed: Callable[[], Committed],
     partitions: int,
+    earliest: Position = EMPTY,
 ) -> Incarnation:
     """Go on with a stream's incarnation, or begin a new one.
 
@@ -79,31 +95,82 @@ def begin(
         topic_ids: The id of each of its topics by name.
         committed: What the stream's target holds; asked only when it is needed.
         partitions: How many partitions a topic has at least; those without a committed offset start at the earliest.
+        earliest: The first offset that Kafka still has of each partition.
     """
     folder = checkpoints / name
     stored = _stored(folder / "incarnation.json")
     if stored and stored["topic_ids"] == dict(topic_ids):
-        checkpoint = folder / str(stored["number"])
-        if any((checkpoint / "offsets").glob("[0-9]*")) or committed().incarnation < stored["number"]:
-            return Incarnation(stored["number"], checkpoint, stored["starting_offsets"])
+        life = Incarnation(
+            stored["number"],
+            folder / str(stored["number"]),
+            stored["starting_offsets"],
+            tuple(Gap(*gap) for gap in stored.get("gaps", ())),
+        )
+        is_begun = any((life.checkpoint / "offsets").glob("[0-9]*"))
+        if (is_begun or committed().incarnation < life.number) and _reaches(
+            _following(life), topic_ids, earliest
+        ):
+            return life
     held = committed()
     number = max(held.incarnation, stored["number"] if stored else 0) + 1
+    gaps = _gaps(held.position, topic_ids, earliest)
     offsets = {
         topic: {
-            str(p): held.position.topics.get(topic_id, {}).get(p) or EARLIEST
+            str(p): _start(held.position, earliest, topic_id, p)
             for p in range(max([partitions, *(q + 1 for q in held.position.topics.get(topic_id, {}))]))
         }
         for topic, topic_id in topic_ids.items()
     }
-    incarnation = Incarnation(number, folder / str(number), json.dumps(offsets))
+    number += bool(gaps)  # the archive's epochs are an incarnation, too
+    incarnation = Incarnation(number, folder / str(number), json.dumps(offsets), gaps)
     replace_text(
         folder / "incarnation.json",
         json.dumps(
-            {"number": number, "topic_ids": dict(topic_ids), "starting_offsets": incarnation.starting_offsets}
+            {
+                "number": number,
+                "topic_ids": dict(topic_ids),
+                "starting_offsets": incarnation.starting_offsets,
+                "gaps": gaps,
+            }
         ),
     )
     log.info("%s begins incarnation %d at %s", name, number, incarnation.starting_offsets)
     return incarnation
+
+
+def _start(held: Position, earliest: Position, topic_id: str, partition: int) -> int:
+    offset = held.topics.get(topic_id, {}).get(partition)
+    return max(offset, earliest.topics.get(topic_id, {}).get(partition, 0)) if offset else EARLIEST
+
+
+def _gaps(held: Position, topic_ids: Mapping[str, str], earliest: Position) -> tuple[Gap, ...]:
+    return tuple(
+        Gap(topic_id, partition, offset, first)
+        for topic_id in topic_ids.values()
+        for partition, offset in sorted(held.topics.get(topic_id, {}).items())
+        if 0 < offset < (first := earliest.topics.get(topic_id, {}).get(partition, 0))
+    )
+
+
+def _following(life: Incarnation) -> dict[str, dict[str, int]]:
+    """The offsets, by topic and partition, at which the next epoch of a checkpoint begins."""
+    offsets, commits = life.checkpoint / "offsets", life.checkpoint / "commits"
+    done = [file for file in offsets.glob("[0-9]*") if file.name.isdigit() and (commits / file.name).exists()]
+    newest = max(done, key=lambda file: int(file.name), default=None)
+    text = newest.read_text(encoding="utf-8").splitlines()[-1] if newest else life.starting_offsets
+    found: dict[str, dict[str, int]] = json.loads(text)
+    return found
+
+
+def _reaches(
+    offsets: Mapping[str, Mapping[str, int]], topic_ids: Mapping[str, str], earliest: Position
+) -> bool:
+    """Whether Kafka still has every record from these offsets on."""
+    return all(
+        offset < 0 or offset >= earliest.topics.get(topic_ids.get(topic, ""), {}).get(int(partition), 0)
+        for topic, found in offsets.items()
+        for partition, offset in found.items()
+    )
 
 
 def records(
@@ -154,6 +221,7 @@ class HotStreamRun:
         self._checkpoints = checkpoints
         self._state = state or NoState()
         self._writers: dict[str, DeltaWriter] = {}
+        self._require_same_topics: Callable[[], None] = lambda: None
 
     def start(
         self,
@@ -164,10 +232,30 @@ class HotStreamRun:
         partitions: int,
         trigger_ms: int,
         max_rows: int,
+        earliest: Position = EMPTY,
+        archive: Callable[[Sequence[Gap]], DataFrame] | None = None,
+        require_same_topics: Callable[[], None] = lambda: None,
     ) -> StreamingQuery:
-        """Start the query; its epochs run until it is stopped or fails."""
+        """Start the query; its epochs run until it is stopped or fails.
+
+        Args:
+            spark: The session.
+            servers: Kafka's.
+            topic_ids: The id of each topic by name.
+            partitions: How many a topic has at least.
+            trigger_ms: Time from one epoch to the next.
+            max_rows: Of an epoch, at most.
+            earliest: The first offset that Kafka still has of each partition.
+            archive: The archived records in gaps; what it has not, nobody has.
+            require_same_topics: Raises where a topic was made again since.
+        """
         self._writers = {}
-        life = begin(self._checkpoints, self._checkpoint_name(), topic_ids, self.committed, partitions)
+        self._require_same_topics = require_same_topics
+        life = begin(
+            self._checkpoints, self._checkpoint_name(), topic_ids, self.committed, partitions, earliest
+        )
+        if life.gaps and archive is not None:
+            self._fill(life, archive, max_rows)
         source = records(spark, servers, topic_ids, life.starting_offsets, max_rows)
 
         def run(batch: DataFrame, epoch: int) -> None:
@@ -177,11 +265,18 @@ class HotStreamRun:
         writer = writer.option("checkpointLocation", str(life.checkpoint))
         return writer.trigger(processingTime=f"{trigger_ms} milliseconds").start()
 
+    def _fill(self, life: Incarnation, archive: Callable[[Sequence[Gap]], DataFrame], max_rows: int) -> None:
+        """Epochs from the archive. They are the same ones if they are tried again: those committed stay."""
+        for epoch, part in enumerate(parts(life.gaps, max_rows)):
+            marker = self.run_epoch(archive(part), epoch, life.number - 1)
+            log.info("%s read %d records from the archive: %s", self.stream.name, marker.records, part)
+
     def run_epoch(self, batch: DataFrame, epoch: int, incarnation: int) -> Marker:
         """Take one micro-batch of records to facts in every delta of the stream; what is committed already stays."""
         started_at_ms = _now_ms()
         decoded = self.stream.decode(batch).toArrow()
         decoded_at_ms = _now_ms()
+        self._require_same_topics()  # after reading: then these were the records of these topics
         is_accepted = pc.is_null(decoded.column(REASON))
         accepted = decoded.filter(is_accepted).drop_columns([REASON])
         start, end = read_range(decoded)
@@ -239,6 +334,17 @@ class HotStreamRun:
         return f"{self.stream.name}-{hashlib.sha256(lineages.encode()).hexdigest()[:8]}"
 
 
+def parts(gaps: Sequence[Gap], max_rows: int) -> Iterator[tuple[Gap, ...]]:
+    """Gaps in parts of at most so many records (but one of each partition), always the same ones."""
+    width = max(1, max_rows // max(1, len(gaps)))
+    longest = max((gap.end - gap.start for gap in gaps), default=0)
+    for done in range(0, longest, width):
+        cut = (
+            gap._replace(start=gap.start + done, end=min(gap.end, gap.start + done + width)) for gap in gaps
+        )
+        yield tuple(gap for gap in cut if gap.start < gap.end)
+
+
 def read_range(rows: pa.Table) -> tuple[Position, Position]:
     """The positions [start, end) of the partitions that rows with provenance are from."""
     grouped = rows.group_by(["topic_id", "partition"]).aggregate([("offset", "min"), ("offset", "max")])
@@ -271,10 +377,12 @@ def _now_ms() -> int:
 
 __all__: Sequence[str] = [
     "Committed",
+    "Gap",
     "HotStream",
     "HotStreamRun",
     "Incarnation",
     "begin",
+    "parts",
     "read_range",
     "records",
 ]

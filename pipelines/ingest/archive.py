@@ -11,23 +11,28 @@ holds is told by its position; a dead letter counts once its raw table has the r
 from __future__ import annotations
 
 import functools
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from pipelines import failpoints, lake
 from pipelines.contracts import CONTRACTS, RECORD, Contract, frames
 from pipelines.indexing import streaming
-from pipelines.indexing.position import Position, merge_all
-from pipelines.indexing.streaming import Committed
+from pipelines.indexing.position import Position, merge_all, topic_name
+from pipelines.indexing.streaming import Committed, Gap
 from pipelines.ingest import broker, evolution
-from pipelines.ingest.broker import BrokerError
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming import StreamingQuery
+
+log = logging.getLogger(__name__)
 
 STREAM = "archive"
 MAX_ROWS_PER_EPOCH = 200_000
@@ -50,8 +55,14 @@ def start(
     known = evolution.Known(settings)
     committed = functools.partial(held, settings, contracts)
     life = streaming.begin(
-        settings.paths.checkpoints, STREAM, topic_ids, committed, settings.kafka.partitions
+        settings.paths.checkpoints,
+        STREAM,
+        topic_ids,
+        committed,
+        settings.kafka.partitions,
+        broker.earliest(settings, topic_ids),
     )
+    note_losses(spark, settings, life.gaps)
     before = committed()
     if before.incarnation < life.number:
         forget_unfinished(spark, before.position, topic_ids)
@@ -59,7 +70,7 @@ def start(
     records = streaming.records(spark, servers, topic_ids, life.starting_offsets, MAX_ROWS_PER_EPOCH)
 
     def run(batch: DataFrame, epoch: int) -> None:
-        require_same_topics(settings, topic_ids)
+        broker.require_same(settings, topic_ids)
         archive_epoch(settings, map(known, contracts), batch, life.number, epoch)
 
     writer = records.writeStream.foreachBatch(run).queryName(STREAM)
@@ -118,6 +129,37 @@ def held(settings: Settings, contracts: Iterable[Contract]) -> Committed:
     return Committed(max((last[0] for last in found if last), default=0), position)
 
 
+def records_in(spark: SparkSession, gaps: Sequence[Gap]) -> DataFrame:
+    """The archived records in gaps, as `streaming.records` has them."""
+    from pyspark.sql import functions as F
+
+    def within(gap: Gap) -> DataFrame:
+        topic = topic_name(gap.topic_id)
+        raw = lake.read(spark, f"raw.{topic.replace('-', '_')}").withColumn("topic", F.lit(topic))
+        of_partition = f"`partition` = {gap.partition} AND `offset` >= {gap.start} AND `offset` < {gap.end}"
+        chosen = raw.filter(F.expr(of_partition) & (F.col("topic_id") == gap.topic_id))
+        return chosen.select("topic", *RECORD.names)
+
+    return functools.reduce(lambda one, other: one.unionByName(other), map(within, gaps))
+
+
+def note_losses(spark: SparkSession, settings: Settings, gaps: Sequence[Gap]) -> None:
+    """Records that the broker expired before they were archived are lost, and that is written down."""
+    if not gaps:
+        return
+    lake.ensure(spark, lake.OPS_LOSSES)
+    table = lake.open_table(settings, lake.OPS_LOSSES.name)
+    assert table is not None
+    noted = table.scan(selected_fields=Gap._fields).to_arrow().to_pylist()
+    lost = [gap._asdict() for gap in gaps if gap._asdict() not in noted]
+    for gap in lost:
+        log.error("the broker expired records that were not archived: %s", gap)
+    if lost:
+        now = datetime.now(UTC)
+        rows = [{**gap, "noted_at": now} for gap in lost]
+        table.append(pa.Table.from_pylist(rows, schema=table.schema().as_arrow()))
+
+
 def forget_unfinished(spark: SparkSession, position: Position, topic_ids: Mapping[str, str]) -> None:
     """Before a new incarnation: remove the dead letters of epochs that raw does not have. They come again."""
     from pyspark.sql import functions as F
@@ -136,22 +178,6 @@ def forget_unfinished(spark: SparkSession, position: Position, topic_ids: Mappin
             if row["last"] >= end:
                 place = f"topic_id = {lake.quoted(topic_id)} AND `partition` = {row['partition']}"
                 lake.delete(spark, lake.RAW_DEAD_LETTERS, f"{place} AND `offset` >= {end}")
-
-
-def require_same_topics(settings: Settings, topic_ids: Mapping[str, str]) -> None:
-    """A topic that was made again has another id, and offsets that mean other records.
-
-    Raises:
-        BrokerError: A topic is not the one that the query began with. Starting again begins a new incarnation.
-    """
-    now = broker.topic_ids(settings, topic_ids)
-    for name, topic_id in topic_ids.items():
-        if now[name] != topic_id:
-            raise BrokerError(
-                f"the topic {name} was made again while it was read",
-                where=STREAM,
-                remedy="start the stream again",
-            )
 
 
 def _letters(contract: Contract, batch: DataFrame) -> DataFrame:

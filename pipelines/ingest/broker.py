@@ -16,16 +16,17 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from pipelines import jars
 from pipelines.errors import TidemarkError
+from pipelines.indexing.position import Position
 from pipelines.preflight import check_port, find_java
 from pipelines.settings import ROOT, Settings
 
@@ -225,6 +226,45 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
             raise _refused(settings, f"cannot describe the topic {name}", error) from error
         ids[name] = f"{name}@{found}".translate(_KAFKA_BASE64)
     return ids
+
+
+def require_same(settings: Settings, ids: Mapping[str, str]) -> None:
+    """Raise where a topic was made again: it has another id, and offsets that mean other records.
+
+    Raises:
+        BrokerError: A topic is not the one with this id. Starting a stream again begins a new incarnation.
+    """
+    now = topic_ids(settings, ids)
+    for name, topic_id in ids.items():
+        if now[name] != topic_id:
+            raise BrokerError(
+                f"the topic {name} was made again while it was read",
+                where=topic_id,
+                remedy="start the stream again",
+            )
+
+
+def earliest(settings: Settings, topic_ids: Mapping[str, str]) -> Position:
+    """The first offset that the broker still has of each partition of topics, given as id by name.
+
+    Raises:
+        BrokerError: The broker cannot be reached.
+    """
+    admin = _admin(settings)  # must outlive its answers
+    try:
+        known = admin.list_topics(timeout=_REQUEST_TIMEOUT_S).topics
+        places = [TopicPartition(name, p) for name in topic_ids for p in known[name].partitions]
+        asked = admin.list_offsets(
+            {place: OffsetSpec.earliest() for place in places}, request_timeout=_REQUEST_TIMEOUT_S
+        )
+        found: dict[str, dict[int, int]] = {topic_id: {} for topic_id in topic_ids.values()}
+        for place, future in asked.items():
+            found[topic_ids[place.topic]][place.partition] = future.result().offset
+    except (KafkaException, KeyError) as error:
+        if isinstance(error, KafkaException):
+            raise _refused(settings, "cannot ask for the first offsets", error) from error
+        raise TopicMissing(f"there is no topic {error}", where=settings.kafka.bootstrap_servers) from error
+    return Position(found)
 
 
 def _refused(settings: Settings, what: str, error: KafkaException) -> BrokerError:

@@ -38,6 +38,7 @@ class DeadLetter(NamedTuple):
 
     Attributes:
         place: Names it: `topic/partition/offset` or `topic/load id/row`.
+        replayed_as: The place of the record as which it was sent again; None if it was not.
     """
 
     place: str
@@ -52,6 +53,7 @@ class DeadLetter(NamedTuple):
     detail: str
     key: bytes | None
     value: bytes | None
+    replayed_as: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`: bytes as text (what is not UTF-8 as \\xNN)."""
@@ -122,7 +124,9 @@ def listed(
         ("load_row", "ascending"),
     ]
     chosen = found.take(pc.sort_indices(found, sort_keys=order)[:limit])
-    return [_letter(row) for row in chosen.to_pylist()]
+    replayed = _replayed(settings)
+    found_letters = [_letter(row) for row in chosen.to_pylist()]
+    return [letter._replace(replayed_as=replayed.get(letter.place)) for letter in found_letters]
 
 
 def counted(
@@ -256,11 +260,23 @@ def _counting(letters: pa.Table, held: Mapping[str, Position]) -> pa.Table:
 
 
 def _letter(row: Mapping[str, Any]) -> DeadLetter:
+    return DeadLetter(_place(row), *(row[name] for name in DeadLetter._fields[1:-1]))
+
+
+def _place(row: Mapping[str, Any]) -> str:
     source = (
         (row["load_id"], row["load_row"]) if row["load_id"] is not None else (row["partition"], row["offset"])
     )
-    place = "/".join(str(part) for part in (row["topic"], *source))
-    return DeadLetter(place, *(row[name] for name in DeadLetter._fields[1:]))
+    return "/".join(str(part) for part in (row["topic"], *source))
+
+
+def _replayed(settings: Settings) -> dict[str, str]:
+    """The place of each letter that was sent again, and of the newest record that it became."""
+    table = lake.open_table(settings, lake.OPS_REPLAYS.name)
+    if table is None:
+        return {}
+    rows = table.scan().to_arrow().sort_by("replayed_at").to_pylist()
+    return {_place(row): f"{row['topic']}/{row['as_partition']}/{row['as_offset']}" for row in rows}
 
 
 def _empty() -> pa.Table:

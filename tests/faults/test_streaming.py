@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from benchmarks import freshness
 from benchmarks.freshness import Load
@@ -25,6 +27,7 @@ from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS
 from pipelines.indexing import delta
 from pipelines.indexing.spec import lineage
 from pipelines.indices import INDICES
+from pipelines.ingest import broker as brokers
 from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
 from tests.conftest import small_settings
@@ -115,6 +118,38 @@ def test_the_checkpoints_deleted_begin_a_new_incarnation_at_what_was_committed(
     ledger.check()
     after = epochs(home)
     assert max(incarnation for incarnation, _ in after) == max(incarnation for incarnation, _ in before) + 1
+
+
+def test_what_kafka_has_expired_is_read_from_the_archive(home: Settings, ledger: Ledger) -> None:
+    running.start(home, "streams")
+    ledger.send(1)
+    ledger.check()
+    assert running.tidemark(home, "stop", "user_interactions").returncode == 0
+    before = epochs(home)
+    missed = ledger.send()
+    running.await_that(
+        lambda: lake.position(home, "raw.user_interactions").covers(missed.position), "the archive to have it"
+    )
+    expire(home)
+    ledger.send(1)
+    assert running.tidemark(home, "start", "user_interactions").returncode == 0
+    ledger.check()
+    after = epochs(home)
+    assert max(incarnation for incarnation, _ in after) == max(incarnation for incarnation, _ in before) + 2
+
+
+def expire(home: Settings) -> None:
+    """Let the broker delete all that it has of the events, as retention does after its time."""
+    admin = AdminClient({"bootstrap.servers": home.kafka.bootstrap_servers})
+    ids = brokers.topic_ids(home, [USER_INTERACTIONS.topic])
+    partitions = admin.list_topics(timeout=10).topics[USER_INTERACTIONS.topic].partitions
+    ends = [TopicPartition(USER_INTERACTIONS.topic, partition, OFFSET_END) for partition in partitions]
+    for future in admin.delete_records(ends).values():
+        future.result()
+    running.await_that(
+        lambda: any(o for offsets in brokers.earliest(home, ids).topics.values() for o in offsets.values()),
+        "the broker to have deleted them",
+    )
 
 
 def epochs(home: Settings) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
@@ -227,6 +228,38 @@ def test_a_topic_that_is_made_again_is_another_topic(own_archive: tuple[SparkSes
     run_until(spark, settings, after)
     assert values_in(spark, "raw.user_interactions") == in_order(first + second)
     assert held(settings).covers(before.merge(after))
+
+
+def test_what_the_broker_expired_before_it_was_archived_is_written_down(
+    own_archive: tuple[SparkSession, Settings],
+) -> None:
+    spark, settings = own_archive
+    first: Values = [event(n) for n in range(12)]
+    run_until(spark, settings, send(settings, USER_INTERACTIONS, first))
+    before = held(settings)
+    lost = send(settings, USER_INTERACTIONS, [event(n) for n in range(12, 40)])
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    ends = [
+        TopicPartition(USER_INTERACTIONS.topic, p, o)
+        for o_of in lost.topics.values()
+        for p, o in o_of.items()
+    ]
+    for future in admin.delete_records(ends).values():
+        future.result()
+    last: Values = [event(n) for n in range(40, 50)]
+    run_until(spark, settings, send(settings, USER_INTERACTIONS, last))
+    assert values_in(spark, "raw.user_interactions") == in_order(first + last)
+    noted = {
+        (r["topic_id"], r["partition"]): (r["start"], r["end"])
+        for r in lake.read(spark, "ops.losses").collect()
+    }
+    assert noted == {
+        (topic_id, partition): (before.topics[topic_id][partition], end)
+        for topic_id, offsets in lost.topics.items()
+        for partition, end in offsets.items()
+        if before.topics[topic_id].get(partition, 0) not in (0, end)
+    }
+    assert noted
 
 
 CHILD = """
