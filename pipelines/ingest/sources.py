@@ -56,6 +56,7 @@ BYTES_A_BATCH = 64 << 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """A disk, a quota or a limit is full."""
 VALUE = "value"
+csv.field_size_limit(MAX_LINE_BYTES)
 _NUMBER = re.compile(r"[-+]?\d[\d.,:/ T-]*")
 
 
@@ -285,14 +286,31 @@ def _stage_csv(file: Path, target: Path, dialect: Dialect, has_fields: bool) -> 
                 if "Empty CSV" in str(error):
                     return
                 raise
+            last = None
             for batch in reader:
                 writer.write_batch(batch)
                 rows += batch.num_rows
+                last = batch.column(-1)[-1].as_py() if batch.num_rows else last
     except _BROKEN_GZIP as error:
         raise _broken_gzip(error, f"{file}, after row {rows}") from error
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         message, where, remedy = _csv_complaint(file, table, bad, rows + table.skipped_rows, error)
         raise LoadError(message, where=where, remedy=remedy) from error
+    if last and "\n" in last and not _ends_with_quote(file, table.encoding):
+        raise LoadError(
+            "a quote is never closed",
+            where=f"{file}, row {rows + table.skipped_rows}",
+            remedy="look for a quote without its pair; the file may be truncated",
+        )
+
+
+def _ends_with_quote(file: Path, encoding: str) -> bool:
+    """Whether the last cell of a file was closed: the reader takes what an open one swallowed for its text."""
+    end = b""
+    with _opened(file) as source:
+        while piece := source.read(SAMPLE_BYTES):
+            end = (end + piece)[-64:]
+    return end.decode(encoding.removesuffix("-sig"), "ignore").rstrip().endswith('"')
 
 
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
