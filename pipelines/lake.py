@@ -348,6 +348,27 @@ OPS_REPLAYS = TableSpec(
     owner="ingest",
 )
 
+OPS_LOADS = TableSpec(
+    name="ops.loads",
+    doc="a file of a load, or a load that was not of files; counts once the raw table has the load",
+    columns=(
+        Column("load_id", "string", "the load, as positions and the raw table have it"),
+        Column("table", "string", "the raw table"),
+        Column("number", "int", "the file's place in the load: its rows have load_row = number * 2^40 + row"),
+        Column("file", "string", "its name in what was loaded; null if the load was not of files"),
+        Column("digest", "string", "SHA-256 of its content, in hex"),
+        Column("reading", "string", "fingerprint of how it was read: format, mapping, dialect"),
+        Column("bytes", "bigint", "its size", "bytes"),
+        Column("rows", "bigint", "rows in it, all of them in the raw table"),
+        Column("accepted", "bigint", "rows that keep the contract"),
+        Column("refused", "bigint", "rows that do not"),
+        Column("refused_by_reason", "string", "refused rows by reason, as JSON"),
+        Column("warnings", "array<string>", "what is odd about it"),
+        Column("loaded_at", "timestamp", "when; also the broker_time of its rows", "UTC"),
+    ),
+    owner="ingest",
+)
+
 TABLES: dict[str, TableSpec] = {
     spec.name: spec
     for spec in (
@@ -365,6 +386,7 @@ TABLES: dict[str, TableSpec] = {
         OPS_ACCOUNT,
         OPS_LOSSES,
         OPS_REPLAYS,
+        OPS_LOADS,
     )
 }
 """Every declared table by its name. (`index.<name>` follows from the index's own specification.)"""

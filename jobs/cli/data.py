@@ -1,8 +1,9 @@
-"""Commands about what comes in: `load`, `send`, `dead-letters …`, `account`."""
+"""Commands about what comes in: `load`, `loads`, `send`, `dead-letters …`, `account`."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,8 @@ def load(
     ] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Load history into the raw tables, once: doing it again changes nothing. It is served from the next base on."""
+    """Load history into the raw tables, each file once: of a folder that grows, the new files. It is served from the
+    next base on."""
     from pipelines.ingest.sources import Dialect
 
     settings = load_settings()
@@ -81,9 +83,27 @@ def load(
         )
     console.table("Loaded", ("table", "rows", "accepted", "refused", "why", "took"), rows)
     for result in results:
+        for loaded, count in Counter(result.already_loaded.values()).items():
+            console.say(f"{count:,} files already loaded by {loaded}")
         for warning in result.warnings:
             console.say(f"note: {warning}")
     console.say("`tidemark build` makes a base of it")
+
+
+@app.command(rich_help_panel=DATA)
+def loads(as_json: Json = False) -> None:
+    """The loads that the raw tables have, the newest first."""
+    from pipelines.ingest import loaded_files
+
+    found = loaded_files.listed(load_settings())
+    if as_json:
+        console.emit_json({"loads": [one.to_json() for one in found]})
+        return
+    rows = [
+        (*(one[name] for name in ("load_id", "files", "rows", "accepted", "refused")), one["loaded_at"][:19])
+        for one in (load.to_json() for load in found)
+    ]
+    console.table("Loads", ("load", "files", "rows", "accepted", "refused", "when"), rows)
 
 
 def _character(delimiter: str | None) -> str | None:

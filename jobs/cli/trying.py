@@ -30,7 +30,7 @@ def demo(
 )
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="`freshness`, `serving` or `build`.")],
+    name: Annotated[str, typer.Argument(help="`freshness`, `serving`, `build` or `load`.")],
     as_json: Json = False,
 ) -> None:
     """Run a benchmark on a home of its own; the last line that it prints is its result as JSON.

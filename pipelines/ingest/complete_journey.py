@@ -95,7 +95,7 @@ def purchase_records(purchases: DataFrame) -> DataFrame:
         "value_usd_micros": _micros(F.col("sales_value")),
     }
     return load.records_of(
-        _spread(purchases, *_PURCHASE_COLUMNS), fields, F.col(load.ROW), USER_INTERACTIONS.key_field
+        _spread(purchases, *_PURCHASE_COLUMNS), fields, F.col(load.LOAD_ROW), USER_INTERACTIONS.key_field
     )
 
 
@@ -115,7 +115,7 @@ def pin_records(products: DataFrame, purchases: DataFrame, fraction: float = 1.0
 
     # Hash aggregation takes no structs: one number says which purchase is the newest, the later row among equal times.
     newest = F.when(
-        F.col("quantity") > 0, F.shiftleft(F.unix_seconds("transaction_timestamp"), 32) + F.col(load.ROW)
+        F.col("quantity") > 0, F.shiftleft(F.unix_seconds("transaction_timestamp"), 32) + F.col(load.LOAD_ROW)
     )
     sold = purchases.groupBy("product_id").agg(
         F.max_by("sales_value", newest).alias("_usd"),
@@ -141,17 +141,17 @@ def pin_records(products: DataFrame, purchases: DataFrame, fraction: float = 1.0
             F.struct(price.alias("price_usd_micros"), F.lit(True).alias("is_available")),
         ),
     }
-    return load.records_of(chosen, fields, F.col(load.ROW), PIN_UPDATES.key_field)
+    return load.records_of(chosen, fields, F.col(load.LOAD_ROW), PIN_UPDATES.key_field)
 
 
 def _source(spark: SparkSession, name: str) -> DataFrame:
-    return load.read_parquet(spark, [folder() / f"{name}.parquet"])
+    return load.read_parquet(spark, folder() / f"{name}.parquet")
 
 
 def _spread(df: DataFrame, *columns: str) -> DataFrame:
     """The files have one row group each, which Spark reads in one task: what follows should use all cores."""
     cores = df.sparkSession.sparkContext.defaultParallelism
-    return df.select(*columns, load.ROW).repartition(max(2, cores), load.ROW)
+    return df.select(*columns, load.LOAD_ROW).repartition(max(2, cores), load.LOAD_ROW)
 
 
 def _is_kept(column: str, fraction: float) -> Column:
@@ -198,7 +198,7 @@ def _load_households(spark: SparkSession, settings: Settings, demographics: Data
             {
                 "user_id": F.col("household_id").cast("string"),
                 "load_id": F.lit(full_id),
-                "load_row": F.col(load.ROW),
+                "load_row": F.col(load.LOAD_ROW),
                 "ingested_at": F.timestamp_millis(F.lit(time.time_ns() // 1_000_000)),
             }
         )

@@ -4,9 +4,12 @@ Belongs here: making a record of each source row, refusing what its contract ref
 what a particular source's columns mean (`complete_journey`).
 
 A load is one commit of the raw table, and its id is in that commit's position: from then on it is accepted, and doing
-it again changes nothing. What its contract refuses is written to `raw.dead_letters` before that. If the process dies
-between the two, nothing was loaded: dead letters count from the moment when the raw table has their load (see
-`dead_letters`), and the next attempt replaces them.
+it again changes nothing. What its contract refuses is written to `raw.dead_letters` before that, and its files to
+`ops.loads`. If the process dies in between, nothing was loaded: both count from the moment when the raw table has the
+load (see `dead_letters` and `loaded_files`), and the next attempt replaces them.
+
+A file whose content was loaded before, and read in the same way, is not loaded again: of a folder that grows, a load
+brings the new files.
 """
 
 from __future__ import annotations
@@ -16,34 +19,41 @@ import fcntl
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import failpoints, lake
 from pipelines.contracts import Contract, frames
 from pipelines.indexing.position import Position
-from pipelines.ingest import evolution, mapping, sources
-from pipelines.ingest.mapping import ROW, TIME_FORMAT, FieldMapping
-from pipelines.ingest.sources import FOUND, Dialect, LoadError
+from pipelines.ingest import evolution, loaded_files, mapping, sources
+from pipelines.ingest.loaded_files import LoadedFile
+from pipelines.ingest.mapping import LOAD_ROW, OWN, ROW, TIME_FORMAT, FieldMapping
+from pipelines.ingest.sources import FOUND, Dialect, LoadError, Seen
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import Column, DataFrame, SparkSession
+
+ROW_BITS = 40
+"""A row's number in a load is its file's, shifted by so much, and its place in the file."""
 
 
 class LoadResult(NamedTuple):
     """What a load did.
 
     Attributes:
-        load_id: The load.
+        load_id: The load; if nothing was new, the newest of those that brought the files.
         table: The raw table.
-        rows: Rows of the source, all of them in `raw`.
+        rows: Rows that it brought, all of them in `raw`; if nothing was new, those that are there already.
         refused: How many of them the contract refuses, by reason.
-        is_repeat: Whether the load had been done before; then nothing was changed.
-        position: Covers the load; a base whose cut covers it has it.
-        warnings: What is odd about the accepted rows.
+        is_repeat: Whether nothing was new; then nothing was changed.
+        position: Covers the load and those before it; a base whose cut covers it has it.
+        warnings: What is odd about the source.
         seconds: How long it took.
+        already_loaded: Files that were not loaded again, each with the load that brought its content.
     """
 
     load_id: str
@@ -54,6 +64,7 @@ class LoadResult(NamedTuple):
     position: Position
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    already_loaded: Mapping[str, str] = {}
 
     @property
     def accepted(self) -> int:
@@ -68,6 +79,7 @@ class LoadResult(NamedTuple):
             "refused": dict(self.refused),
             "position": self.position.token(),
             "warnings": list(self.warnings),
+            "already_loaded": dict(self.already_loaded),
         }
 
 
@@ -84,7 +96,7 @@ def load(
     load_id: str,
     warnings: tuple[str, ...] = (),
 ) -> LoadResult:
-    """Append records to the raw table of their topic, once.
+    """Append records to the raw table of their topic, once: an id that the table has is not loaded again.
 
     Args:
         spark: The session.
@@ -96,38 +108,81 @@ def load(
             each topic of a source.
         warnings: Passed through to the result.
     """
+    with _alone(settings, contract):
+        full_id = qualified(contract, load_id)
+        if (done := _repeated(spark, settings, contract, full_id)) is not None:
+            return done
+        whole = LoadedFile(
+            full_id, raw_spec(contract).name, 0, None, None, None, None, records.count(), {}, warnings, _now()
+        )
+        return _load(spark, settings, contract, records, [whole])
+
+
+def _load(
+    spark: SparkSession,
+    settings: Settings,
+    contract: Contract,
+    records: DataFrame,
+    files: Sequence[LoadedFile],
+) -> LoadResult:
+    """Commit a load that the raw table does not have. What is refused of its files is not known before."""
     from pyspark.sql import functions as F
 
     started = time.monotonic()
-    full_id = qualified(contract, load_id)
-    spec = raw_spec(contract)
-    for needed in (spec, lake.RAW_DEAD_LETTERS):
+    spec, full_id, loaded_at = raw_spec(contract), files[0].load_id, files[0].loaded_at
+    for needed in (spec, lake.RAW_DEAD_LETTERS, lake.OPS_LOADS):
         lake.ensure(spark, needed)
     evolution.declare(settings, contract)
-    with _alone(settings, full_id):
-        this = Position(loads=frozenset({full_id}))
-        if lake.position(settings, spec.name).covers(this):
-            return _repeated(spark, spec, contract, full_id, this, started)
-        now_ms = time.time_ns() // 1_000_000
-        now = F.timestamp_millis(F.lit(now_ms))
-        key = F.col("key").cast("binary") if "key" in records.columns else F.lit(None).cast("binary")
-        raw = records.select(
-            F.lit(None).cast("string").alias("topic_id"),
-            F.lit(None).cast("int").alias("partition"),
-            F.lit(None).cast("bigint").alias("offset"),
-            F.lit(full_id).alias("load_id"),
-            F.col("load_row").cast("bigint").alias("load_row"),
-            now.alias("broker_time"),
-            key.alias("key"),
-            F.col("value").cast("binary").alias("value"),
-            now.alias("ingested_at"),
-        )
+    now_ms = int(loaded_at.timestamp() * 1000)
+    now = F.timestamp_millis(F.lit(now_ms))
+    key = F.col("key").cast("binary") if "key" in records.columns else F.lit(None).cast("binary")
+    raw = records.select(
+        F.lit(None).cast("string").alias("topic_id"),
+        F.lit(None).cast("int").alias("partition"),
+        F.lit(None).cast("bigint").alias("offset"),
+        F.lit(full_id).alias("load_id"),
+        F.col("load_row").cast("bigint").alias("load_row"),
+        now.alias("broker_time"),
+        key.alias("key"),
+        F.col("value").cast("binary").alias("value"),
+        now.alias("ingested_at"),
+    )
+    with _failures_told(settings):
         refused = _bury(spark, settings, evolution.current(settings, contract), raw, full_id)
         failpoints.hit("load.after_dead_letters")
+        files = [file._replace(refused=refused.get(file.number, {})) for file in files]
+        loaded_files.record(spark, files)
+        failpoints.hit("load.after_files")
+        this = Position(loads=frozenset({full_id}))
         lake.append(raw, spec, {lake.LOAD_ID: full_id, **lake.bringing(settings, spec.name, this, now_ms)})
-    rows = _rows_of(settings, spec, full_id)
-    seconds = round(time.monotonic() - started, 2)
-    return LoadResult(full_id, spec.name, rows, refused, False, this, warnings, seconds)
+    failpoints.hit("load.after_commit")
+    return _result(files, False, started)
+
+
+def _result(
+    files: Sequence[LoadedFile],
+    is_repeat: bool,
+    started: float,
+    already_loaded: Mapping[str, str] | None = None,
+) -> LoadResult:
+    """What the files say, those of the newest load among them last."""
+    newest = files[-1]
+    return LoadResult(
+        newest.load_id,
+        newest.table,
+        sum(file.rows for file in files),
+        loaded_files.total(file.refused for file in files),
+        is_repeat,
+        Position(loads=frozenset({newest.load_id})),
+        tuple(dict.fromkeys(warning for file in files for warning in file.warnings)),
+        round(time.monotonic() - started, 2),
+        already_loaded or {},
+    )
+
+
+def _now() -> datetime:
+    """In whole milliseconds, as records have their times."""
+    return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
 
 
 def qualified(contract: Contract, load_id: str) -> str:
@@ -168,7 +223,7 @@ def load_files(
     dialect: Dialect = FOUND,
     load_id: str | None = None,
 ) -> LoadResult:
-    """Load a file, or a folder of files, of Parquet, CSV or JSON lines, as one load.
+    """Load the new ones of a folder of files of Parquet, CSV or JSON lines, or one file, as one load.
 
     Args:
         spark: The session.
@@ -178,12 +233,15 @@ def load_files(
         by: What the columns mean. Without one, columns are named as the contract's fields (`op` may be one), and JSON
             lines are the records themselves.
         dialect: How CSV is to be read, where that is not to be found out.
-        load_id: By default made from the content of the files, the mapping and the dialect.
+        load_id: By default made from the content of the new files, the mapping and the dialect.
 
     Raises:
-        LoadError: There is nothing to read there, a file cannot be read, or a needed column is missing.
+        LoadError: There is nothing to read there, a file cannot be read, a needed column is missing, or the id names
+            a load of other files.
         BadMapping: The mapping does not fit the source.
     """
+    started = time.monotonic()
+    path = Path(path)
     if by is not None and contract is not None and by.contract is not contract:
         raise LoadError(f"the mapping is for {by.contract.topic}, not for {contract.topic}", where=path)
     contract = by.contract if by is not None else contract
@@ -192,104 +250,243 @@ def load_files(
     kind = sources.format_of(files[0])
     if kind != "csv" and dialect != FOUND:
         raise LoadError("delimiter, encoding, header and columns are for CSV", where=path)
-    is_plain = kind == "jsonl" and by is None
-    read_as = f"{Path(path).resolve()} {dialect} {is_plain}"
-    staging = settings.paths.run / "loads" / hashlib.sha256(read_as.encode()).hexdigest()[:24]
-    seen = sources.look(files)
-    name = load_id or content_id(seen, by, dialect)
-    staged = sources.stage(seen, staging, dialect, has_fields=not is_plain)
-    with nanoseconds_as_long(spark):
-        df = read_parquet(spark, staged) if kind == "parquet" else read_staged(spark, staged)
-        if is_plain:
-            key = f"get_json_object(cast({sources.VALUE} AS string), '$.{contract.key_field}')"
-            records = df.selectExpr(f"{ROW} AS load_row", f"{key} AS key", sources.VALUE)
-        elif by is None and kind == "parquet":
-            records = _by_name(df, contract, path)
-        else:
-            named = [name for name in df.columns if name != ROW]
-            records = mapping.records(_as_texts(df), by or mapping.by_name(contract, named, path))
-        result = load(spark, settings, contract, records, name)
-    shutil.rmtree(staging, ignore_errors=True)
-    return result
+    reading = reading_of(kind, by, dialect)
+    with _alone(settings, contract):
+        wanted = qualified(contract, load_id) if load_id else None
+        seen = sources.look(files)
+        held = loaded_files.counting(settings, raw_spec(contract).name)
+        new, known = _told_apart(seen, held, reading, wanted)
+        full_id = wanted or qualified(contract, content_id(new, reading))
+        if own := {file.digest: file for file in held if file.load_id == full_id}:
+            _require_same_content(own, new, reading, path)
+            known, new = [*known, *((file, own[file.digest]) for file in seen if file.digest in own)], []
+        already = {_name(file, path): loaded.load_id for file, loaded in known}
+        if not new:
+            brought = {loaded.digest: loaded for _, loaded in known}.values()
+            return _result(sorted(brought, key=lambda file: file.loaded_at), True, started, already)
+        if (done := _repeated(spark, settings, contract, full_id)) is not None:
+            return done
+        is_plain = kind == "jsonl" and by is None
+        staging = settings.paths.run / "loads" / _short(f"{path.resolve()} {dialect} {is_plain}")
+        staged = sources.stage(new, staging, dialect, has_fields=not is_plain)
+        names = [_name(file, path) for file in new]
+        with nanoseconds_as_long(spark), _failures_told(settings):
+            records, warnings = _records(spark, staged, names, contract, by, kind, path)
+            at = _now()
+            loaded = [
+                LoadedFile(
+                    full_id,
+                    raw_spec(contract).name,
+                    number,
+                    names[number],
+                    file.digest,
+                    reading,
+                    file.size,
+                    _rows_in(staged[number]),
+                    {},
+                    warnings.get(number, ()),
+                    at,
+                )
+                for number, file in enumerate(new)
+            ]
+            result = _load(spark, settings, contract, records, loaded)
+        shutil.rmtree(staging, ignore_errors=True)
+    seconds = round(time.monotonic() - started, 2)
+    return result._replace(already_loaded=already | _copies(seen, new, path, full_id), seconds=seconds)
 
 
-def content_id(files: list[sources.Seen], by: FieldMapping | None, dialect: Dialect) -> str:
+def reading_of(kind: str, by: FieldMapping | None, dialect: Dialect) -> str:
+    """A fingerprint of how files are read: with another one, the same file is other records."""
+    return _short(f"{kind} {by.meaning() if by else ''} {dialect}")
+
+
+def content_id(files: Sequence[Seen], reading: str) -> str:
     """A load id by what is in the files and how it is read: the same files under another name are the same load."""
-    parts = [
-        *(file.digest for file in files),
-        by.text if by else "",
-        "" if dialect == FOUND else str(dialect),
-    ]
-    return f"content-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
+    return f"content-{_short(' '.join([*(file.digest for file in files), reading]))}"
 
 
-_ROWS_A_FILE = 2**40
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _by_name(df: DataFrame, contract: Contract, path: Path | str) -> DataFrame:
+def _name(file: Seen, path: Path) -> str:
+    """A file's name in what is loaded."""
+    return file.path.relative_to(path).as_posix() if path.is_dir() else file.path.name
+
+
+def _told_apart(
+    seen: Sequence[Seen], held: Sequence[LoadedFile], reading: str, wanted: str | None
+) -> tuple[list[Seen], list[tuple[Seen, LoadedFile]]]:
+    """The files that no load (other than the one that is asked for) has brought, each content once; and the others."""
+    brought = {file.digest: file for file in held if file.reading == reading and file.load_id != wanted}
+    new = {file.digest: file for file in reversed(seen) if file.digest not in brought}
+    known = [(file, brought[file.digest]) for file in seen if file.digest in brought]
+    return [file for file in seen if new.get(file.digest) is file], known
+
+
+def _copies(seen: Sequence[Seen], new: Sequence[Seen], path: Path, full_id: str) -> dict[str, str]:
+    """The files whose content another file of this load has."""
+    digests = {file.digest for file in new}
+    chosen = {file.path for file in new}
+    return {_name(file, path): full_id for file in seen if file.digest in digests and file.path not in chosen}
+
+
+def _require_same_content(
+    own: Mapping[str | None, LoadedFile], new: Sequence[Seen], reading: str, path: Path
+) -> None:
+    """Whether a load that is there is of these files: an id names one content for good."""
+    if all(file.reading == reading for file in own.values()) and own.keys() == {file.digest for file in new}:
+        return
+    other = [_name(file, path) for file in new if file.digest not in own]
+    shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
+    raise LoadError(
+        f"the load {next(iter(own.values())).load_id} is there, of other files, or the same read in another way"
+        + (f"; it has no {shown}" if other else ""),
+        where=path,
+        remedy="an id names one content for good: choose another, or leave --load-id out",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ records of rows
+
+
+def _records(
+    spark: SparkSession,
+    staged: Sequence[Path],
+    names: Sequence[str],
+    contract: Contract,
+    by: FieldMapping | None,
+    kind: str,
+    path: Path,
+) -> tuple[DataFrame, dict[int, tuple[str, ...]]]:
+    """A record of each row of the staged files; and by the file's number, what is odd about it.
+
+    Files that have the same columns are read together. What differs between files is made alike as texts of JSON, so
+    that a column may be a number in one file and a text in another.
+    """
+    import functools
+
+    import pyarrow.parquet as pq
+
+    schemas = [pq.read_schema(file).remove_metadata() for file in staged]
+    if kind == "jsonl" and by is None:
+        key = f"get_json_object(cast({sources.VALUE} AS string), '$.{contract.key_field}')"
+        df = _read_alike(spark, staged, schemas[0])
+        return df.selectExpr(f"{LOAD_ROW} AS load_row", f"{key} AS key", sources.VALUE), {}
+    columns = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    _require_distinct(columns, path)
+    alike: dict[pa.Schema, list[int]] = {}
+    for number, schema in enumerate(schemas):
+        alike.setdefault(schema, []).append(number)
+    parts = []
+    for schema, numbers in alike.items():
+        df = _read_alike(spark, [staged[number] for number in numbers], schema)
+        if by is None and kind == "parquet":
+            parts.append(_by_name(df, contract, names[numbers[0]]))
+            continue
+        chosen = by or mapping.by_name(contract, schema.names, names[numbers[0]])
+        parts.append(mapping.records(_as_texts(df, columns, names if chosen.uses_row else ()), chosen))
+    warnings = {} if kind == "jsonl" else _lacking(schemas, names, columns)
+    return functools.reduce(lambda one, other: one.unionByName(other), parts), warnings
+
+
+def _require_distinct(columns: Sequence[str], path: Path) -> None:
+    if same := sources.same_names(columns):
+        raise LoadError(
+            f"columns differ only in upper and lower case: {', '.join(same)}",
+            where=path,
+            remedy="name a column alike in all files",
+        )
+    if own := set(columns) & set(OWN):
+        raise LoadError(
+            f"the column {own.pop()} has a name of the loader's own", where=path, remedy="rename it"
+        )
+
+
+def _lacking(
+    schemas: Sequence[pa.Schema], names: Sequence[str], columns: Sequence[str]
+) -> dict[int, tuple[str, ...]]:
+    """What is said of files without columns that other files of the load have."""
+    return {
+        number: (f"{names[number]} has no {', '.join(missing)}, which other files have",)
+        for number, schema in enumerate(schemas)
+        if (missing := [name for name in columns if name not in schema.names])
+    }
+
+
+def _rows_in(staged: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(staged).num_rows)
+
+
+def _by_name(df: DataFrame, contract: Contract, where: Path | str) -> DataFrame:
     """Records of typed columns that are named as the contract's fields."""
     from pyspark.sql import functions as F
 
-    columns = [name for name in df.columns if name != ROW]
-    mapping.check_key(contract, columns, path)
-    return records_of(df, {name: F.col(f"`{name}`") for name in columns}, F.col(ROW), contract.key_field)
+    columns = [name for name in df.columns if name != LOAD_ROW]
+    mapping.check_key(contract, columns, where)
+    fields = {name: F.col(mapping.identifier(name)) for name in columns}
+    return records_of(df, fields, F.col(LOAD_ROW), contract.key_field)
 
 
-def _as_texts(df: DataFrame) -> DataFrame:
-    """The same rows with every column as text, times as ISO 8601 in UTC."""
-    texts = [
-        f"date_format(`{name}`, {lake.quoted(TIME_FORMAT)}) AS `{name}`"
-        if kind == "timestamp"
-        else f"cast(`{name}` AS string) AS `{name}`"
-        for name, kind in df.dtypes
-        if name != ROW
-    ]
-    return df.selectExpr(ROW, *texts)
+def _as_texts(df: DataFrame, columns: Sequence[str], files: Sequence[str]) -> DataFrame:
+    """The same rows with every column as text, times as ISO 8601 in UTC, and those that they lack as null.
+
+    Args:
+        df: Rows as `_read_alike` gives them.
+        columns: All that there are in the load.
+        files: The names of its files, by number, where rows are to have names.
+    """
+    kinds = dict(df.dtypes)
+    texts = [_text_of(name, kinds.get(name)) for name in columns]
+    if files:
+        listed = ", ".join(map(lake.quoted, files))
+        file = f"element_at(array({listed}), cast(shiftright({LOAD_ROW}, {ROW_BITS}) AS int) + 1)"
+        texts.append(f"concat({file}, ':', {LOAD_ROW} & {2**ROW_BITS - 1}) AS {ROW}")
+    return df.selectExpr(LOAD_ROW, *texts)
 
 
-def read_staged(spark: SparkSession, files: list[Path]) -> DataFrame:
-    """The rows of staged files, numbered as `read_parquet` numbers them; a column that a file lacks is null there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = pa.unify_schemas([pq.read_schema(file) for file in files])
-    columns = ", ".join(f"`{f.name}` {'binary' if pa.types.is_binary(f.type) else 'string'}" for f in found)
-    df = spark.read.schema(columns).parquet(*map(str, files))
-    number = "cast(substring_index(_metadata.file_name, '-', 1) AS bigint)"
-    return df.selectExpr(f"{number} * {_ROWS_A_FILE} + _metadata.row_index AS {ROW}", *df.columns)
+def _text_of(column: str, kind: str | None) -> str:
+    name = mapping.identifier(column)
+    if kind is None:
+        return f"cast(NULL AS string) AS {name}"
+    if kind == "timestamp":
+        return f"date_format({name}, {lake.quoted(TIME_FORMAT)}) AS {name}"
+    return f"cast({name} AS string) AS {name}"
 
 
-def read_parquet(spark: SparkSession, files: list[Path]) -> DataFrame:
-    """The rows of the files; `_row` numbers them by file and place, the same each time. Times are taken as UTC.
+def _read_alike(spark: SparkSession, staged: Sequence[Path], schema: pa.Schema) -> DataFrame:
+    """The rows of staged files of one schema, numbered by file and place."""
+    number = "cast(substring_index(_metadata.file_name, '.', 1) AS bigint)"
+    return _read(spark, staged, schema, f"{number} << {ROW_BITS} | _metadata.row_index")
+
+
+def read_parquet(spark: SparkSession, file: Path) -> DataFrame:
+    """The rows of a file; `_load_row` numbers them by place, the same each time. Times are taken as UTC.
 
     Nanosecond times, which Spark does not know, are cut to microseconds; read within `nanoseconds_as_long`.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyspark.sql import functions as F
 
-    parts = []
-    for number, file in enumerate(files):
-        try:
-            schema = pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise LoadError(f"not a Parquet file: {error}", where=file, remedy="give another file") from error
-        df = spark.read.parquet(str(file))
-        kinds = dict(df.dtypes)
-        columns = []
-        for field in schema:
-            column = F.col(f"`{field.name}`")
-            if pa.types.is_timestamp(field.type) and kinds[field.name] == "bigint":
-                column = F.timestamp_micros(F.expr(f"`{field.name}` div 1000"))
-            elif kinds[field.name] == "timestamp_ntz":
-                column = column.cast("timestamp")
-            columns.append(column.alias(field.name))
-        row = (F.col("_metadata.row_index") + F.lit(number * _ROWS_A_FILE)).alias(ROW)
-        parts.append(df.select(*columns, row))
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.unionByName(part, allowMissingColumns=True)
-    return merged
+    return _read(spark, [file], pq.read_schema(file), "_metadata.row_index")
+
+
+def _read(spark: SparkSession, files: Sequence[Path], schema: pa.Schema, row: str) -> DataFrame:
+    import pyarrow as pa
+
+    df = spark.read.parquet(*map(str, files))
+    kinds = dict(df.dtypes)
+    columns = []
+    for field in schema:
+        name = mapping.identifier(field.name)
+        if pa.types.is_timestamp(field.type) and kinds[field.name] == "bigint":
+            columns.append(f"timestamp_micros({name} div 1000) AS {name}")
+        elif kinds[field.name] == "timestamp_ntz":
+            columns.append(f"cast({name} AS timestamp) AS {name}")
+        else:
+            columns.append(name)
+    return df.selectExpr(*columns, f"{row} AS {LOAD_ROW}")
 
 
 @contextlib.contextmanager
@@ -304,10 +501,19 @@ def nanoseconds_as_long(spark: SparkSession) -> Iterator[None]:
         spark.conf.set(name, before)
 
 
+# ------------------------------------------------------------------------------------------------ the commit
+
+
 def _bury(
     spark: SparkSession, settings: Settings, contract: Contract, raw: DataFrame, full_id: str
-) -> dict[str, int]:
-    """Write the refused ones to the dead letters, in place of those of an attempt that came to nothing; by reason."""
+) -> dict[int, dict[str, int]]:
+    """Write the refused ones to the dead letters, in place of those of an attempt that came to nothing.
+
+    New fields of the others are learned.
+
+    Returns:
+        How many they are, by the number of their file and by reason.
+    """
     from pyspark.sql import functions as F
 
     spec = lake.RAW_DEAD_LETTERS
@@ -320,25 +526,25 @@ def _bury(
     try:
         evolution.learn_from(settings, contract, found)
         letters = frames.letters(found)
-        counted = {row["reason"]: row["count"] for row in letters.groupBy("reason").count().collect()}
+        number = F.shiftright("load_row", ROW_BITS).alias("number")
+        counted: dict[int, dict[str, int]] = {}
+        for row in letters.groupBy(number, "reason").count().orderBy("reason").collect():
+            counted.setdefault(row["number"], {})[row["reason"]] = row["count"]
         if counted:
             lake.append(letters.coalesce(1), spec, {lake.LOAD_ID: full_id})
-        return dict(sorted(counted.items()))
+        return counted
     finally:
         found.unpersist()
 
 
-def _repeated(
-    spark: SparkSession,
-    spec: lake.TableSpec,
-    contract: Contract,
-    full_id: str,
-    this: Position,
-    started: float,
-) -> LoadResult:
-    """The result of a load that was done before, from the tables."""
+def _repeated(spark: SparkSession, settings: Settings, contract: Contract, full_id: str) -> LoadResult | None:
+    """The result of a load that the raw table has, from the tables themselves; None if it has not."""
     from pyspark.sql import functions as F
 
+    started = time.monotonic()
+    spec = raw_spec(contract)
+    if full_id not in lake.position(settings, spec.name).loads:
+        return None
     of_this_load = F.col("load_id") == full_id
     rows = lake.read(spark, spec.name).filter(of_this_load).count()
     letters = lake.read(spark, lake.RAW_DEAD_LETTERS.name).filter(
@@ -347,25 +553,50 @@ def _repeated(
     refused = {
         row["reason"]: row["count"] for row in letters.groupBy("reason").count().orderBy("reason").collect()
     }
+    this = Position(loads=frozenset({full_id}))
     return LoadResult(full_id, spec.name, rows, refused, True, this, (), round(time.monotonic() - started, 2))
 
 
-def _rows_of(settings: Settings, spec: lake.TableSpec, full_id: str) -> int:
-    """The rows that a load's commit added, as the commit counted them."""
-    for snapshot in lake.ancestors(settings, spec.name):
-        if snapshot.summary.get(lake.LOAD_ID) == full_id:
-            return int(snapshot.summary.get("added-records", 0))
-    raise LoadError(
-        "the commit of the load is not to be found", where=f"{spec.name}, {full_id}", remedy="load it again"
-    )
+_SIGNS_OF_NO_ROOM = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "database or disk is full",
+)
 
 
 @contextlib.contextmanager
-def _alone(settings: Settings, full_id: str) -> Iterator[None]:
-    """One process at a time does a load."""
+def _failures_told(settings: Settings) -> Iterator[None]:
+    """What Java says of a full disk or an unreadable file, as an error that says what to do."""
+    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (Py4JJavaError, PySparkException, OSError) as error:
+        text = str(error)
+        if any(sign in text for sign in _SIGNS_OF_NO_ROOM):
+            raise sources.full_disk(*_written_to(settings)) from error
+        if "FAILED_READ_FILE" in text or "CANNOT_READ_FILE" in text:
+            because = next((line for line in text.splitlines() if line.startswith("Caused by:")), text)
+            raise LoadError(
+                f"a Parquet file is damaged: {because.strip()[:300]}", remedy="fetch it again"
+            ) from error
+        raise
+
+
+def _written_to(settings: Settings) -> list[Path]:
+    """The folders on this machine that a load writes to."""
+    warehouse = settings.lake.warehouse
+    local = [Path(warehouse.removeprefix("file://"))] if warehouse.startswith("file://") else []
+    return [*local, settings.paths.run]
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings, contract: Contract) -> Iterator[None]:
+    """One process at a time loads into a raw table: what is new is decided and committed in one go."""
     folder = settings.paths.run / "loads"
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(full_id.encode()).hexdigest()[:24]
-    with (folder / f"{name}.lock").open("w") as file:
+    with (folder / f"{contract.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

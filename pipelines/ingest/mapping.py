@@ -6,14 +6,15 @@ Belongs here: reading a mapping, the Spark SQL that it stands for, suggesting on
     topic: user-interactions
     fields:
       user_id: CustomerID                       # a column, or any Spark SQL expression over the columns
-      event_id: concat(InvoiceNo, ':', _row)    # _row numbers the rows of the source
+      event_id: concat(InvoiceNo, ':', _row)    # _row names the row: shop/2024-05-01.csv:17
       action: {value: purchase}                 # the same in every record
       event_time: {from: InvoiceDate, type: time, format: yyyy-MM-dd HH:mm:ss, zone: Europe/London}
       quantity: {from: Quantity, type: number}
 
-All columns are text. A field of an object is named with a dot (`offer.price_usd_micros`). `type` says what a field is
-in the record's JSON: `text`, `number`, `boolean` or `time`. What cannot be read as that stays the text that it is, so
-that the contract refuses the record and says what was there: a mapping loses no row and repairs none.
+All columns are text; so is `_row`, the name of the file in what is loaded and the number of the row in it, which stays
+what it is when more files are loaded. A field of an object is named with a dot (`offer.price_usd_micros`). `type` says
+what a field is in the record's JSON: `text`, `number`, `boolean` or `time`. What cannot be read as that stays the text
+that it is, so that the contract refuses the record and says what was there: a mapping loses no row and repairs none.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 TYPES = ("text", "number", "boolean", "time")
-ROW = "_row"
+ROW, LOAD_ROW = OWN = ("_row", "_load_row")
+"""What is added to the columns of a source: a row's name, for mappings; and its number in the load."""
 TIME_FORMAT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
 """As Spark writes the time of a session in UTC for a contract."""
 _NUMBER = r"^-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][-+]?[0-9]+)?$"
@@ -66,11 +68,19 @@ class Field(NamedTuple):
 
 
 class FieldMapping(NamedTuple):
-    """A mapping, and the text that it was read from."""
+    """What makes a record of each row."""
 
     contract: Contract
     fields: dict[str, Field]
-    text: str
+
+    @property
+    def uses_row(self) -> bool:
+        """Whether an expression names `_row`."""
+        return any(ROW in (field.expression or "") for field in self.fields.values())
+
+    def meaning(self) -> str:
+        """The same for mappings that make the same records, however they are written."""
+        return json.dumps({name: self.fields[name] for name in sorted(self.fields)}, default=str)
 
 
 def read(path: Path) -> FieldMapping:
@@ -80,8 +90,7 @@ def read(path: Path) -> FieldMapping:
         BadMapping: It cannot be read, or names something that is not known; with what is.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        said = yaml.safe_load(text)
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadMapping(f"the mapping cannot be read: {error}", where=path) from error
     if not isinstance(said, dict) or not isinstance(said.get("fields"), dict) or "topic" not in said:
@@ -93,7 +102,7 @@ def read(path: Path) -> FieldMapping:
     fields = {str(name): _field(str(name), value, path) for name, value in said["fields"].items()}
     if contract.key_field not in fields:
         raise BadMapping(f"the field {contract.key_field} is missing", where=path, remedy="add it")
-    return FieldMapping(contract, fields, text)
+    return FieldMapping(contract, fields)
 
 
 def _field(name: str, said: Any, path: Path) -> Field:
@@ -123,7 +132,8 @@ def by_name(contract: Contract, columns: Sequence[str], where: Path | str) -> Fi
     """
     check_key(contract, columns, where)
     kinds = dict(_leaves(contract.row_schema))
-    return FieldMapping(contract, {name: Field(f"`{name}`", _type(kinds.get(name))) for name in columns}, "")
+    fields = {name: Field(identifier(name), _type(kinds.get(name))) for name in columns}
+    return FieldMapping(contract, fields)
 
 
 def check_key(contract: Contract, columns: Sequence[str], where: Path | str) -> None:
@@ -134,6 +144,11 @@ def check_key(contract: Contract, columns: Sequence[str], where: Path | str) -> 
             where=where,
             remedy=f"name the columns as the fields of {contract.topic}, or give --mapping (--suggest drafts one)",
         )
+
+
+def identifier(column: str) -> str:
+    """A column's name in Spark SQL."""
+    return f"`{column.replace('`', '``')}`"
 
 
 def _type(field: pa.Field | None) -> str:
@@ -150,7 +165,7 @@ def records(rows: DataFrame, mapping: FieldMapping) -> DataFrame:
     """Records for `load`: the JSON of each row, the field that it is keyed by, and the row's number.
 
     Args:
-        rows: Columns of text, and `_row`.
+        rows: Columns of text, and `_load_row`, the number of the row.
         mapping: Of the source.
 
     Raises:
@@ -162,13 +177,13 @@ def records(rows: DataFrame, mapping: FieldMapping) -> DataFrame:
     key_text = quoted(str(key.value)) if key.expression is None else f"cast({key.expression} AS string)"
     try:
         return rows.selectExpr(
-            f"{ROW} AS load_row",
+            f"{LOAD_ROW} AS load_row",
             f"cast({key_text} AS binary) AS key",
             f"{_object(mapping.fields)} AS value",
         )
     except PySparkException as error:
         told = str(error).split(";")[0].splitlines()[0]
-        columns = ", ".join(name for name in rows.columns if name != ROW)
+        columns = ", ".join(name for name in rows.columns if name not in OWN)
         raise BadMapping(f"{told}", where=f"the source has {columns}", remedy="mend the mapping") from error
 
 
@@ -278,12 +293,17 @@ def _column_for(field: str, columns: Sequence[str]) -> str | None:
 
 
 def _declared(field: pa.Field, column: str, values: pa.ChunkedArray) -> str:
-    expression = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f"'`{column}`'"
+    expression = column if re.fullmatch(r"[A-Za-z_]\w*", column) else _single_quoted(identifier(column))
     kind = _type(field)
     if kind == "text":
         return expression
     format_ = _time_format(values) if kind == "time" else None
     return f"{{from: {expression}, type: {kind}" + (f", format: {_json(format_)}}}" if format_ else "}")
+
+
+def _single_quoted(text: str) -> str:
+    """A text as YAML, whatever is in it."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _time_format(values: pa.ChunkedArray) -> str | None:

@@ -3,9 +3,10 @@
 Belongs here: formats, CSV dialects found or given, staging. Does not belong here: what columns mean (`mapping`), and
 committing them (`load`).
 
-CSV and JSON lines are staged: each file becomes a Parquet file of texts with the same rows in the same order, written
-under another name first. A load that was broken off goes on with the files that are staged already; Spark then reads
-all formats alike, and a row has the same number each time.
+Files are staged: each becomes a Parquet file with the same rows in the same order (CSV and JSON lines as texts, Parquet
+as it is), written under another name first, so that what is loaded does not change while it is. A load that was broken
+off goes on with the files that are staged already; Spark then reads all formats alike, and a row has the same number
+each time.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import errno
 import gzip
 import hashlib
 import io
+import os
 import re
+import shutil
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,6 +33,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipelines.contracts.contract import Refused, read_json
 from pipelines.errors import TidemarkError
 
 FORMATS = {
@@ -46,7 +52,11 @@ MAX_LINE_BYTES = 16 << 20
 """A longer line is not a record of anything; it would not fit a block of the reader either."""
 DELIMITERS = ",;\t|"
 LINES_A_BATCH = 50_000
+BYTES_A_BATCH = 64 << 20
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""A disk, a quota or a limit is full."""
 VALUE = "value"
+csv.field_size_limit(MAX_LINE_BYTES)
 _NUMBER = re.compile(r"[-+]?\d[\d.,:/ T-]*")
 
 
@@ -158,13 +168,13 @@ def look(files: Sequence[Path]) -> list[Seen]:
 
 
 def stage(files: Sequence[Seen], folder: Path, dialect: Dialect, *, has_fields: bool) -> list[Path]:
-    """Each file as Parquet, in the order given; Parquet files as they are.
+    """Each file as Parquet, in the order given, named by its number: `000017.parquet`.
 
-    A staged file is named by its number and by what is in its source: one that is there is not read again, one whose
-    source was mended is.
+    What is staged is kept by what is in its source: a file that was read before is not read again, one that was mended
+    is, whatever else has come or gone.
 
     Args:
-        files: All of one format.
+        files: All of one format, none with the content of another.
         folder: Of this source, dialect and choice of fields alone.
         dialect: For CSV.
         has_fields: Whether the fields of JSON objects are wanted as columns; else a line is one binary `value`.
@@ -172,43 +182,77 @@ def stage(files: Sequence[Seen], folder: Path, dialect: Dialect, *, has_fields: 
     Raises:
         LoadError: A file cannot be read, with its line; or the disk is full.
     """
-    if format_of(files[0].path) == "parquet":
-        return [file.path for file in files]
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = []
-    for number, file in enumerate(files):
-        target = folder / f"{number:06d}-{file.digest[:16]}.parquet"
-        if not target.exists():
-            _stage_one(file, target, dialect, has_fields)
-        staged.append(target)
+    numbered = folder / "numbered"
+    with _room(folder):
+        shutil.rmtree(numbered, ignore_errors=True)
+        numbered.mkdir(parents=True)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        kept = list(pool.map(lambda file: _stage_one(file, folder, dialect, has_fields), files))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    staged = [numbered / f"{number:06d}.parquet" for number in range(len(files))]
+    with _room(folder):
+        for source, target in zip(kept, staged, strict=True):
+            os.link(source, target)
     return staged
 
 
-def _stage_one(seen: Seen, target: Path, dialect: Dialect, has_fields: bool) -> None:
+def _stage_one(seen: Seen, folder: Path, dialect: Dialect, has_fields: bool) -> Path:
     file = seen.path
+    target = folder / f"{seen.digest[:32]}.parquet"
+    if target.exists():
+        return target
     part = target.with_suffix(".part")
     try:
-        if format_of(file) == "csv":
-            _stage_csv(file, part, dialect)
-        else:
-            _stage_lines(file, part, has_fields)
-        seen.require_same()
+        with _room(folder):
+            _STAGERS[format_of(file)](file, part, dialect, has_fields)
+            seen.require_same()
+            part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise LoadError(
-                "the disk is full; nothing was loaded",
-                where=target.parent,
-                remedy="make room and load again: it goes on with the files that are read already",
-            ) from error
         raise LoadError(f"cannot be read: {error}", where=file, remedy="look at the file") from error
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
-    part.replace(target)
+    return target
 
 
-def _stage_csv(file: Path, target: Path, dialect: Dialect) -> None:
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Says what to do when there is none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise full_disk(folder) from error
+
+
+def full_disk(*folders: Path) -> LoadError:
+    """There is no room in one of the folders."""
+    room = ", ".join(f"{folder} ({_free_mb(folder):,} MB free)" for folder in folders)
+    return LoadError(
+        "the disk is full; nothing was loaded",
+        where=room,
+        remedy="make room and load again: it goes on with the files that are read already",
+    )
+
+
+def _free_mb(folder: Path) -> int:
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return shutil.disk_usage(there).free >> 20
+
+
+def _stage_parquet(file: Path, target: Path, dialect: Dialect, has_fields: bool) -> None:
+    shutil.copyfile(file, target)
+    try:
+        pq.read_schema(target)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise LoadError(
+            f"not a Parquet file, or a truncated one: {error}", where=file, remedy="fetch it again"
+        ) from error
+
+
+def _stage_csv(file: Path, target: Path, dialect: Dialect, has_fields: bool) -> None:
     table = read_table(file, dialect)
     bad: list[Any] = []
 
@@ -233,6 +277,7 @@ def _stage_csv(file: Path, target: Path, dialect: Dialect) -> None:
         quoted_strings_can_be_null=False,
     )
     schema = pa.schema([(name, pa.string()) for name in table.columns])
+    rows = 0
     try:
         with _opened(file) as source, pq.ParquetWriter(target, schema, compression="zstd") as writer:
             try:
@@ -241,15 +286,46 @@ def _stage_csv(file: Path, target: Path, dialect: Dialect) -> None:
                 if "Empty CSV" in str(error):
                     return
                 raise
+            last = None
             for batch in reader:
                 writer.write_batch(batch)
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        message, where, remedy = _csv_complaint(file, table, bad, error)
+                rows += batch.num_rows
+                last = batch.column(-1)[-1].as_py() if batch.num_rows else last
+    except _BROKEN_GZIP as error:
+        raise _broken_gzip(error, f"{file}, after row {rows}") from error
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        message, where, remedy = _csv_complaint(file, table, bad, rows + table.skipped_rows, error)
         raise LoadError(message, where=where, remedy=remedy) from error
+    if last and "\n" in last and not _ends_with_quote(file, table.encoding):
+        raise LoadError(
+            "a quote is never closed",
+            where=f"{file}, row {rows + table.skipped_rows}",
+            remedy="look for a quote without its pair; the file may be truncated",
+        )
 
 
-def _csv_complaint(file: Path, table: Table, bad: list[Any], error: Exception) -> tuple[str, str, str]:
-    """What was wrong, where, what to do."""
+def _ends_with_quote(file: Path, encoding: str) -> bool:
+    """Whether the last cell of a file was closed: the reader takes what an open one swallowed for its text."""
+    end = b""
+    with _opened(file) as source:
+        while piece := source.read(SAMPLE_BYTES):
+            end = (end + piece)[-64:]
+    return end.decode(encoding.removesuffix("-sig"), "ignore").rstrip().endswith('"')
+
+
+_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def _broken_gzip(error: Exception, where: str) -> LoadError:
+    return LoadError(
+        f"the compressed file is truncated or broken: {error}", where=where, remedy="fetch it again"
+    )
+
+
+def _csv_complaint(
+    file: Path, table: Table, bad: list[Any], rows: int, error: Exception
+) -> tuple[str, str, str]:
+    """What was wrong, where, what to do. So many rows were read, the header among them."""
     if bad:
         row = bad[0]
         return (
@@ -258,46 +334,77 @@ def _csv_complaint(file: Path, table: Table, bad: list[Any], error: Exception) -
             "mend the row; or give --delimiter if the columns are not separated as was found "
             f"({table.delimiter!r})",
         )
-    line = undecodable_line(file, table.encoding)
-    if line is not None:
-        return f"the text is not {table.encoding}", f"{file}, line {line}", "give --encoding"
     if "straddling" in str(error) or "block" in str(error):
         return (
             f"a row is longer than {MAX_LINE_BYTES >> 20} MB, or a quote is never closed",
-            str(file),
-            "look for a quote without its pair",
+            f"{file}, row {rows + 1}",
+            "look for a quote without its pair; one record is one row",
         )
-    return f"not readable as CSV: {error}", str(file), "look at the file; it may be truncated"
+    line = undecodable_line(file, table.encoding)
+    if line is not None:
+        return f"the text is not {table.encoding}", f"{file}, line {line}", "give --encoding"
+    return (
+        f"not readable as CSV: {error}",
+        f"{file}, after row {rows}",
+        "look at the file; it may be truncated",
+    )
 
 
 def undecodable_line(file: Path, encoding: str) -> int | None:
-    """The first line that is not text in an encoding, from 1; None where all are."""
-    with contextlib.suppress(EOFError, OSError), _opened(file) as source:
+    """The first line that is not text in an encoding, from 1; None where all are. Its memory is bounded."""
+    number = 1
+    with contextlib.suppress(*_BROKEN_GZIP, OSError), _opened(file) as source:
         decode = codecs.getincrementaldecoder(encoding)()
-        for number, line in enumerate(source, 1):
+        while piece := source.readline(SAMPLE_BYTES):
             try:
-                decode.decode(line)
+                decode.decode(piece)
             except UnicodeDecodeError:
                 return number
+            number += piece.endswith(b"\n")
     return None
 
 
-def _stage_lines(file: Path, target: Path, has_fields: bool) -> None:
+def _stage_lines(file: Path, target: Path, dialect: Dialect, has_fields: bool) -> None:
     """JSON lines: as they are, or their fields as columns of text (what is not text, as its JSON)."""
-    if has_fields:
-        names = _field_names(file)
-        schema = pa.schema([(name, pa.string()) for name in names])
-    else:
-        schema = pa.schema([(VALUE, pa.binary())])
+    if not has_fields:
+        with pq.ParquetWriter(target, _PLAIN, compression="zstd") as writer:
+            for batch in _batches(_lines(file)):
+                writer.write_batch(pa.record_batch([pa.array([line for _, line in batch])], schema=_PLAIN))
+        return
+    first = next(_batches(_lines(file)), [])
+    names = dict.fromkeys(name for number, line in first for name in _object(file, number, line))
+    if not _write_fields(file, target, names):
+        _write_fields(file, target, dict.fromkeys(_field_names(file)))
+
+
+_PLAIN = pa.schema([(VALUE, pa.binary())])
+
+
+def _write_fields(file: Path, target: Path, names: dict[str, None]) -> bool:
+    """Write these fields of the objects as columns; false, and nothing of use, as soon as an object has another."""
+    schema = pa.schema([(name, pa.string()) for name in names])
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        lines = _lines(file)
-        while batch := list(islice(lines, LINES_A_BATCH)):
-            if has_fields:
-                objects = [_object(file, number, line) for number, line in batch]
-                columns = [pa.array([_text(o.get(name)) for o in objects], pa.string()) for name in names]
-            else:
-                columns = [pa.array([line for _, line in batch], pa.binary())]
+        for batch in _batches(_lines(file)):
+            objects = [_object(file, number, line) for number, line in batch]
+            if any(one.keys() - names.keys() for one in objects):
+                return False
+            columns = [pa.array([_text(one.get(name)) for one in objects], pa.string()) for name in names]
             writer.write_table(pa.table(columns, schema=schema))
+    return True
+
+
+def _batches(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Lines in batches of bounded size."""
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for number, line in lines:
+        batch.append((number, line))
+        size += len(line)
+        if len(batch) == LINES_A_BATCH or size >= BYTES_A_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -315,20 +422,16 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
                     )
                 if stripped := line.strip():
                     yield number, stripped
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise LoadError(
-                f"the compressed file is truncated or broken: {error}",
-                where=f"{file}, after line {number}",
-                remedy="fetch it again",
-            ) from error
+        except _BROKEN_GZIP as error:
+            raise _broken_gzip(error, f"{file}, after line {number}") from error
 
 
 def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        read = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        read = read_json(line, MAX_LINE_BYTES)
+    except Refused as error:
         raise LoadError(
-            f"not JSON: {error}", where=f"{file}, line {number}", remedy="mend or remove the line"
+            error.refusal.detail, where=f"{file}, line {number}", remedy="mend or remove the line"
         ) from error
     if not isinstance(read, dict):
         raise LoadError("not a JSON object", where=f"{file}, line {number}", remedy="one object is one line")
@@ -346,6 +449,9 @@ def _field_names(file: Path) -> list[str]:
     for number, line in _lines(file):
         names.update(dict.fromkeys(_object(file, number, line)))
     return list(names)
+
+
+_STAGERS = {"csv": _stage_csv, "jsonl": _stage_lines, "parquet": _stage_parquet}
 
 
 @contextlib.contextmanager
@@ -396,8 +502,11 @@ def read_table(file: Path, given: Dialect) -> Table:
     Raises:
         LoadError: It is empty where a header is needed, a column is named twice, or the encoding is not known.
     """
-    with _opened(file) as source:
-        sample = source.read(SAMPLE_BYTES)
+    try:
+        with _opened(file) as source:
+            sample = source.read(SAMPLE_BYTES)
+    except _BROKEN_GZIP as error:
+        raise _broken_gzip(error, str(file)) from error
     encoding = given.encoding or encoding_of(sample)
     try:
         codecs.lookup(encoding)
@@ -415,18 +524,23 @@ def read_table(file: Path, given: Dialect) -> Table:
         is_header = given.columns is None and looks_like_header(rows[0])
     found = [name.strip() for name in rows[0]] if is_header else None
     columns = given.columns or tuple(found or (f"c{i}" for i in range(1, len(rows[0]) + 1)))
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
+    if twice := same_names(columns):
         raise LoadError(
             f"columns are named twice: {', '.join(twice)}",
             where=file,
-            remedy="give their names with --columns",
+            remedy="give their names with --columns, and --header if the first row is one",
         )
     if len(columns) != len(rows[0]):
         raise LoadError(
             f"{len(columns)} columns are given, the file has {len(rows[0])}", where=file, remedy="name each"
         )
     return Table(delimiter, encoding, columns, int(is_header))
+
+
+def same_names(columns: Sequence[str]) -> list[str]:
+    """The names that are not told apart: Spark and the other engines take `A` for `a`."""
+    plain = [name.casefold() for name in columns]
+    return sorted({name for name in columns if plain.count(name.casefold()) > 1})
 
 
 def encoding_of(sample: bytes) -> str:

@@ -18,10 +18,10 @@ from confluent_kafka.admin import AdminClient
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 
-from pipelines import failpoints, lake
+from pipelines import curate, failpoints, lake
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.position import Position, merge_all
-from pipelines.ingest import archive, dead_letters
+from pipelines.ingest import archive, dead_letters, load
 from pipelines.ingest import broker as brokers
 from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
@@ -284,3 +284,38 @@ def test_kill_9_after_the_commit(own_archive: tuple[SparkSession, Settings]) -> 
     assert held(settings) != Position()
     run_until(spark, settings, position)
     check_once(spark, settings, events, pins)
+
+
+def test_events_that_came_by_kafka_and_by_a_load_count_once(
+    own_archive: tuple[SparkSession, Settings], tmp_path: Path
+) -> None:
+    """The load says twelve events, six of them in Kafka before it and three after; one is edited by Kafka."""
+    spark, settings = own_archive
+    lines = [json.loads(event(number)) for number in range(12)]
+    file = tmp_path / "history.jsonl"
+    file.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    run_until(spark, settings, send(settings, USER_INTERACTIONS, [event(n) for n in range(6)]))
+    loaded = load.load_files(spark, settings, file, USER_INTERACTIONS)
+    after = [event(9), event(10), event(11), event(11, version=2, action="save"), event(12)]
+    run_until(spark, settings, send(settings, USER_INTERACTIONS, after))
+    assert held(settings).covers(loaded.position)
+    assert load.load_files(spark, settings, file, USER_INTERACTIONS).is_repeat
+    snapshot = lake.current_snapshot(settings, "raw.user_interactions")
+    assert snapshot is not None
+    raw = lake.read(spark, "raw.user_interactions", snapshot.id)
+    source = curate.SOURCES[USER_INTERACTIONS.name]
+    curated = curate.curate(source, raw, rows=snapshot.rows, snapshot_id=snapshot.id)
+    try:
+        account = curated.account.to_json()
+        assert {fate: account[fate] for fate in curate.FATES} == {
+            "current": 13,
+            "repeated": 9,
+            "superseded": 1,
+            "tombstones": 0,
+        }
+        rows = curated.table(source.parts[0]).collect()
+        found = {row["event_id"]: (row["action"], row["version"]) for row in rows}
+        assert len(rows) == 13
+        assert found == {str(n): ("view", 1) for n in range(13)} | {"11": ("save", 2)}
+    finally:
+        curated.close()

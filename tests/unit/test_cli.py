@@ -27,6 +27,7 @@ COMMANDS = [
     "stop",
     "status",
     "load",
+    "loads",
     "send",
     "build",
     "versions",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +15,7 @@ import pytest
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS
 from pipelines.ingest import mapping, sources
 from pipelines.ingest.sources import FOUND, Dialect, LoadError
+from pipelines.settings import ROOT
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -51,6 +56,7 @@ def test_csv_is_staged_as_text_row_by_row(tmp_path: Path) -> None:
     assert rows == [{"id": "007", "text": "two\nlines"}, {"id": "8", "text": None}, {"id": "9", "text": ""}]
     bad = tmp_path / "bad"
     bad.mkdir()
+    assert staged(write(bad / "y.csv", 'a,b\n1,"two\nlines"\n')) == [{"a": "1", "b": "two\nlines"}]
     assert staged(write(bad / "x.csv", "a,b\n1,é\n".encode("cp1252"))) == [{"a": "1", "b": "é"}]
 
 
@@ -83,6 +89,10 @@ def test_json_lines(tmp_path: Path) -> None:
     ]
 
 
+LONG = b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(150_000))
+LONG_BROKEN = (packed := gzip.compress(LONG))[:500] + bytes(200) + packed[700:]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "dialect", "told", "where"),
     [
@@ -94,7 +104,16 @@ def test_json_lines(tmp_path: Path) -> None:
         ("x.csv", "a,b\n1,2\n", Dialect(columns=("x",)), "1 columns are given", "x.csv"),
         ("x.jsonl", '{"a": 1}\n{"a": \n', FOUND, "not JSON", "line 2"),
         ("x.jsonl", "[1]\n", FOUND, "not a JSON object", "line 1"),
-        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 10_000)[:-20], FOUND, "truncated", "x.jsonl.gz"),
+        ("x.jsonl", '{"a": 1, "a": 2}\n', FOUND, 'the key "a" is there twice', "line 1"),
+        ("x.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', FOUND, "not UTF-8", "line 2"),
+        ("x.csv", "id,Id\nx,y\n", FOUND, "named twice: Id, id", "x.csv"),
+        ("x.csv", 'a,b\n1,2\n3,"4\n5,6\n', FOUND, "a quote is never closed", "row 3"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 10_000)[:-20], FOUND, "truncated", "after line"),
+        ("x.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 10_000)[:-20], FOUND, "truncated", "x.csv.gz"),
+        ("x.csv.gz", gzip.compress(LONG)[:-20], FOUND, "truncated", "after row"),
+        ("x.csv.gz", LONG_BROKEN, FOUND, "broken", "x.csv.gz"),
+        ("x.csv.gz", b"a,b\n1,2\n", FOUND, "broken", "x.csv.gz"),
+        ("x.parquet", b"PAR1" + bytes(100), FOUND, "not a Parquet file, or a truncated one", "x.parquet"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(
@@ -115,19 +134,89 @@ def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         staged(write(tmp_path / "x.csv", 'a,b\n1,"' + "x" * 5000))
 
 
+STAGE_ALONE = """
+import resource, sys
+from pathlib import Path
+from pipelines.ingest import sources
+
+file, limit = Path(sys.argv[1]), int(sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    seen = sources.Seen(file, "0" * 64, file.stat().st_size, file.stat().st_mtime_ns)
+    sources.stage([seen], file.parent / "staging", sources.FOUND, has_fields=False)
+    print("staged")
+except sources.LoadError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def staged_alone(file: Path, limit_bytes: int = 0) -> tuple[str, int]:
+    """What a process of its own says, and by how many MB its memory grew at most."""
+    command = [sys.executable, "-c", STAGE_ALONE, str(file), str(limit_bytes)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    told, _, grown = done.stdout.strip().rpartition("\n")
+    return told, int(grown)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "where"),
+    [
+        ("x.csv", b"a,b\n1,2\n3,", "row 3"),
+        ("x.csv", b'a,b\n1,2\n3,"', "row 3"),
+        ("x.jsonl", b'{}\n{"a": "', "line 2"),
+        ("x.csv.gz", b"a,b\n1,2\n3,", "row 3"),
+        ("x.jsonl.gz", b'{}\n{"a": "', "line 2"),
+    ],
+)
+def test_a_line_of_2_gb_is_refused_in_little_memory(
+    tmp_path: Path, name: str, start: bytes, where: str
+) -> None:
+    file = tmp_path / name
+    with file.open("wb") as opened:
+        if file.suffix == ".gz":  # a bomb of 2 MB
+            opened.write(gzip.compress(start))
+            opened.write(gzip.compress(bytes(1 << 20)) * 2048)
+        else:  # a hole in the file, which takes no disk
+            opened.write(start)
+            opened.truncate(2 << 30)
+    told, grown_mb = staged_alone(file)
+    assert "longer than 16 MB" in told
+    assert f"{file}, {where}" in told
+    assert grown_mb < 300
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_no_room_while_staging_is_said_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """A limit on the size of files stands for a full disk: it works on every machine."""
+    lines = (base64.b64encode(random.randbytes(300)).decode() for _ in range(4000))
+    file = write(tmp_path / name, "a,b\n" + "".join(f"{line},1\n" for line in lines))
+    told, _ = staged_alone(file, 100_000)
+    assert "the disk is full" in told
+    assert str(tmp_path / "staging") in told
+    assert "make room" in told
+    assert not list((tmp_path / "staging").glob("*.pa*"))
+    assert staged_alone(file)[0] == "staged"
+
+
 def test_staging_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.csv", f"a\n{n}\n") for n in (1, 2)]
     broken = write(tmp_path / "3.csv", "a\n1,2\n")
     staging = tmp_path / "staging"
     with pytest.raises(LoadError):
         sources.stage(sources.look([*files, broken]), staging, FOUND, has_fields=True)
-    before = {file.name: file.stat().st_mtime_ns for file in staging.iterdir()}
+    before = {file.name: file.stat().st_mtime_ns for file in staging.glob("*.parquet")}
     assert len(before) == 2
     write(broken, "a\n3\n")
     write(files[1], "a\n22\n")
-    del before[next(name for name in before if name.startswith("000001-"))]
-    done = sources.stage(sources.look([*files, broken]), staging, FOUND, has_fields=True)
-    assert [pq.read_table(file).to_pylist() for file in done] == [[{"a": "1"}], [{"a": "22"}], [{"a": "3"}]]
+    first = write(
+        tmp_path / "0.csv", "a\n0\n"
+    )  # what is there is known by its content, whatever comes before it
+    done = sources.stage(sources.look([first, *files, broken]), staging, FOUND, has_fields=True)
+    assert [file.name for file in done] == [f"{n:06d}.parquet" for n in range(4)]
+    assert [pq.read_table(file)["a"].to_pylist() for file in done] == [["0"], ["1"], ["22"], ["3"]]
     assert {name: (staging / name).stat().st_mtime_ns for name in before} == before
 
 
@@ -141,7 +230,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         read(*given)  # type: ignore[arg-type]
         write(file, "a\n1\n2\n")
 
-    monkeypatch.setattr(sources, "_stage_csv", meanwhile)
+    monkeypatch.setitem(sources._STAGERS, "csv", meanwhile)
     with pytest.raises(LoadError, match="changed while"):
         staged(file)
 
