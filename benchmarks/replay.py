@@ -133,7 +133,7 @@ def load(settings: Settings, table: pa.Table) -> None:
     file = settings.paths.run / "events.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file)
-    loaded = harness.tidemark(settings, "load", str(file), "--topic", "user-interactions")
+    (loaded,) = harness.tidemark(settings, "load", str(file), "--topic", "user-interactions")["loads"]
     if loaded["rows"] != table.num_rows or loaded["refused"]:
         raise BenchmarkError(
             f"of {table.num_rows} rows these were loaded: {loaded}", where=str(settings.home)
