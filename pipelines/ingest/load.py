@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -270,7 +271,7 @@ def load_files(
         staging = settings.paths.run / "loads" / _short(f"{path.resolve()} {dialect} {is_plain}")
         staged = sources.stage(new, staging, dialect, has_fields=not is_plain)
         names = [_name(file, path) for file in new]
-        with nanoseconds_as_long(spark), _failures_told(settings):
+        with nanoseconds_as_long(spark), _failures_told(settings, path, names):
             records, warnings = _records(spark, staged, names, contract, by, kind, path)
             at = _now()
             loaded = [
@@ -557,6 +558,7 @@ def _repeated(spark: SparkSession, settings: Settings, contract: Contract, full_
     return LoadResult(full_id, spec.name, rows, refused, True, this, (), round(time.monotonic() - started, 2))
 
 
+_DAMAGED = re.compile(r"FAILED_READ_FILE[^\n]*/numbered/(\d+)[.]parquet")
 _SIGNS_OF_NO_ROOM = (
     "No space left on device",
     "Disk quota exceeded",
@@ -566,7 +568,7 @@ _SIGNS_OF_NO_ROOM = (
 
 
 @contextlib.contextmanager
-def _failures_told(settings: Settings) -> Iterator[None]:
+def _failures_told(settings: Settings, path: Path | None = None, names: Sequence[str] = ()) -> Iterator[None]:
     """What Java says of a full disk or an unreadable file, as an error that says what to do."""
     from py4j.protocol import Py4JJavaError
     from pyspark.errors import PySparkException
@@ -577,10 +579,12 @@ def _failures_told(settings: Settings) -> Iterator[None]:
         text = str(error)
         if any(sign in text for sign in _SIGNS_OF_NO_ROOM):
             raise sources.full_disk(*_written_to(settings)) from error
-        if "FAILED_READ_FILE" in text or "CANNOT_READ_FILE" in text:
-            because = next((line for line in text.splitlines() if line.startswith("Caused by:")), text)
+        if path and (damaged := _DAMAGED.search(text)):
+            number = int(damaged[1])
             raise LoadError(
-                f"a Parquet file is damaged: {because.strip()[:300]}", remedy="fetch it again"
+                "a Parquet file is damaged: its pages cannot be read",
+                where=path / names[number] if path.is_dir() else path,
+                remedy="fetch it again",
             ) from error
         raise
 

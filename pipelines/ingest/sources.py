@@ -52,6 +52,7 @@ MAX_LINE_BYTES = 16 << 20
 """A longer line is not a record of anything; it would not fit a block of the reader either."""
 DELIMITERS = ",;\t|"
 LINES_A_BATCH = 50_000
+"""Rows of a row group too: Spark's tasks are made of whole ones."""
 BYTES_A_BATCH = 64 << 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """A disk, a quota or a limit is full."""
@@ -288,7 +289,7 @@ def _stage_csv(file: Path, target: Path, dialect: Dialect, has_fields: bool) -> 
                 raise
             last = None
             for batch in reader:
-                writer.write_batch(batch)
+                writer.write_batch(batch, row_group_size=LINES_A_BATCH)
                 rows += batch.num_rows
                 last = batch.column(-1)[-1].as_py() if batch.num_rows else last
     except _BROKEN_GZIP as error:

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
@@ -182,3 +183,16 @@ def test_impressions_from_parquet(own_spark: SparkSession, settings: Settings) -
     )
     stamp = source.column("timestamp")[0].as_py()
     assert found[0]["event_time"] == stamp.replace(" ", "T").replace("+00:00", "Z")
+
+
+def test_a_damaged_parquet_file_is_named(own_spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    """Its footer is whole, so that it can only be seen when its pages are read."""
+    ids = [str(n) for n in range(20_000)]
+    file = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"user_id": ids, "event_id": ids}), file, use_dictionary=False)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100] + bytes(2000) + whole[2100:])
+    with pytest.raises(LoadError, match=r"a Parquet file is damaged.*fetch it again") as caught:
+        load.load_files(own_spark, settings, file, USER_INTERACTIONS)
+    assert "x.parquet" in str(caught.value)
+    assert lake.current_snapshot(settings, "raw.user_interactions") is None
