@@ -490,8 +490,18 @@ def _writer(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None): 
 
 
 def delete(spark: SparkSession, spec: TableSpec, condition: str) -> None:
-    """Delete the rows that a condition in Spark SQL names, in one commit."""
-    spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
+    """Delete the rows that a condition in Spark SQL names, in one commit.
+
+    Where compaction replaced a file meanwhile, Iceberg refuses the commit: it is made again, of the new files.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
+            return
+        except Exception as error:  # Java's come as one kind, with their own name in the text
+            if attempt == _ATTEMPTS - 1 or "ValidationException" not in str(error):
+                raise
+            time.sleep(0.05 * 2**attempt)
 
 
 def tag(spark: SparkSession, name: str, snapshot_id: int, label: str) -> None:

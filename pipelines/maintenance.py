@@ -52,6 +52,7 @@ _LOST_RACES = (
     "NotFoundException",  # of a file: a snapshot that was being read expired
     "FileNotFoundException",
     "UncheckedSQLException",  # the catalog's database was locked
+    "rewrite commits failed",  # with partial progress, the reason is only logged
 )
 
 
@@ -271,8 +272,8 @@ def compact(spark: SparkSession, settings: Settings, spec: TableSpec) -> tuple[i
     for name, value in options.items():
         action = action.option(name, str(value))
     done = _saying(action, settings, spec.name).execute()
-    if done.failedDataFilesCount():
-        raise MaintenanceError("CommitFailedException: some of the rewritten files were not committed")
+    if failed := done.failedDataFilesCount():
+        raise MaintenanceError(f"rewrite commits failed: {failed} files were not rewritten", where=spec.name)
     return done.rewrittenDataFilesCount(), done.addedDataFilesCount(), done.rewrittenBytesCount()
 
 
@@ -424,6 +425,16 @@ def small_files(
     return small, round(100 * small / files, 2) if files else 0.0
 
 
+def file_sizes(spark: SparkSession, spec: TableSpec) -> dict[str, list[int]]:
+    """The sizes of the newest snapshot's files, by partition as text; of a table without partitions, by ''."""
+    files = spark.table(f"{spec.identifier}.files")
+    column = "cast(partition AS string)" if "partition" in files.columns else "''"
+    found: dict[str, list[int]] = {}
+    for row in files.selectExpr(f"{column} AS place", "file_size_in_bytes AS size").collect():
+        found.setdefault(row["place"], []).append(row["size"])
+    return found
+
+
 def measure_table(
     spark: SparkSession, settings: Settings, spec: TableSpec, orphans: Removed | None = None
 ) -> dict[str, Any] | None:
@@ -431,11 +442,7 @@ def measure_table(
     table = lake.open_table(settings, spec.name)
     if table is None:
         return None
-    files = spark.table(f"{spec.identifier}.files")
-    column = "cast(partition AS string)" if "partition" in files.columns else "''"
-    sizes: dict[str, list[int]] = {}
-    for row in files.selectExpr(f"{column} AS place", "file_size_in_bytes AS size").collect():
-        sizes.setdefault(row["place"], []).append(row["size"])
+    sizes = file_sizes(spark, spec)
     hot = max(sizes, default=None) if spec.partitioned_by else None
     location = table.location()
     snapshot = table.current_snapshot()

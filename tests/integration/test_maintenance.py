@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,12 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines import lake, maintenance
+from pipelines.indexing import build, delta
+from pipelines.indexing import facts as fact
 from pipelines.indexing.position import Position
+from pipelines.indexing.spec import lineage
+from pipelines.indexing.versions import Versions, reaches
+from pipelines.indices import INDICES
 from pipelines.lake import Column, TableSpec
 from pipelines.maintenance import Ages
 from pipelines.settings import Settings
@@ -252,3 +258,124 @@ def test_what_tables_take_up_is_recorded(
     price = settings.maintenance.usd_micros_per_gib_month
     assert found["cost_usd_micros_month"] == -(-on_disk * price // 2**30) > 0
     assert found["orphan_files"] is None
+
+
+# ------------------------------------------------------------------------------------------------ bases and deltas
+
+SPEC = INDICES["pin_counts"]
+
+
+def epoch_of(settings: Settings, number: int, day: date, mark: str | None = None) -> None:
+    """Commit an epoch that ends at offset `number`, on a day."""
+    path = delta.table_path(settings.paths.delta, SPEC.name, mark or lineage(SPEC))
+    ends = [Position({"T": {0: offset}}) for offset in (number - 1, number)]
+    marker = delta.Marker("user_interactions", 1, number, *ends, records=1)
+    facts = fact.table(SPEC, [])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(delta, "datetime", _Clock(day))
+        assert delta.DeltaWriter(SPEC, path).commit(marker, facts)
+
+
+class _Clock:
+    """Stands for the module `datetime` on another day."""
+
+    def __init__(self, day: date) -> None:
+        self.UTC = UTC
+        self.datetime = self
+        self._now = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+
+    def now(self, zone: object) -> datetime:
+        return self._now
+
+
+def base_of(settings: Settings, cut: int, hours_ago: float) -> str:
+    """A base whose cut is at an offset, built so long ago."""
+    versions = Versions(settings.paths.indices, SPEC.name)
+    version = versions.new_version(lineage(SPEC))
+    meta = build.Meta(version, Position({"T": {0: cut}}), None)
+    build.build_local(SPEC, fact.table(SPEC, []), versions.new_path(version), meta)
+    manifest = versions.path(version) / "manifest.json"
+    written = json.loads(manifest.read_text())
+    written["built_at"] = (datetime.now(UTC) - timedelta(hours=hours_ago)).isoformat()
+    manifest.write_text(json.dumps(written))
+    return version
+
+
+def test_epochs_go_that_every_kept_base_has_and_a_live_tailer_misses_nothing(settings: Settings) -> None:
+    today = datetime.now(UTC).date()
+    days = [today - timedelta(days=n) for n in (6, 5, 4, 3, 0)]
+    for n, day in enumerate(days, 1):
+        epoch_of(settings, n, day)
+    path = delta.table_path(settings.paths.delta, SPEC.name, lineage(SPEC))
+    tailer = delta.Tailer(SPEC, path)
+    assert sorted(epoch.marker.epoch for epoch in tailer.snapshot()) == [1, 2, 3, 4, 5]
+    versions = Versions(settings.paths.indices, SPEC.name)
+    confirmed, dropped, *kept = (base_of(settings, cut, 100 - cut) for cut in (2, 3, 4, 5))
+    versions.confirm(confirmed)
+    for name, days_ago in (("died.building", 9), ("runs.building", 0)):
+        (versions.folder / name).mkdir()
+        os.utime(versions.folder / name, (time.time() - days_ago * 86_400,) * 2)
+    report = maintenance.maintain_index(settings, SPEC)
+    assert [manifest.version for manifest in report.bases_dropped] == [dropped]
+    assert versions.names() == [confirmed, *kept]
+    assert [path.name for path in versions.folder.glob("*.building")] == ["runs.building"]
+    assert report.epochs_retired == 2  # what comes after the confirmed base's cut stays, however old it is
+    assert [marker.epoch for marker in delta.markers(path)] == [3, 4, 5]
+    assert all(reaches(settings.paths.delta, manifest) for manifest in versions.manifests())
+    assert (delta.floor(path), report.lineages_dropped) == (Position({"T": {0: 2}}), ())
+    versions.confirm(kept[1])
+    epoch_of(settings, 6, today)
+    again = maintenance.maintain_index(settings, SPEC)
+    assert (len(again.bases_dropped), again.epochs_retired) == (1, 2)
+    assert [marker.epoch for marker in delta.markers(path)] == [5, 6]
+    assert polled(tailer) == [6]
+
+
+def polled(tailer: delta.Tailer) -> list[int]:
+    """The epochs that a tailer finds up to the head of the log."""
+    found = []
+    while tailer.version < tailer.head():
+        epochs = tailer.poll()
+        assert epochs is not None
+        found += [epoch.marker.epoch for epoch in epochs]
+    return found
+
+
+def test_a_delta_is_compacted_beside_its_writer(settings: Settings) -> None:
+    today = datetime.now(UTC).date()
+    path = delta.table_path(settings.paths.delta, SPEC.name, lineage(SPEC))
+    for n in range(1, 8):
+        epoch_of(settings, n, today)
+    base_of(settings, 1, 0)
+    tailer = delta.Tailer(SPEC, path)
+    assert len(list(tailer.snapshot())) == 7
+    assert maintenance.maintain_index(settings, SPEC).files_rewritten == 7
+    epoch_of(settings, 8, today)
+    assert len(delta.sizes(path)[today.isoformat()]) == 2
+    assert [marker.epoch for marker in delta.markers(path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert polled(tailer) == [8]
+    assert len(list(delta.Tailer(SPEC, path).snapshot())) == 8
+
+
+def test_the_delta_of_a_lineage_that_no_base_has_goes_once_it_is_old(settings: Settings) -> None:
+    today = datetime.now(UTC).date()
+    for mark, days_ago in (("old", 9), ("young", 0), ("based", 9), (lineage(SPEC), 9)):
+        epoch_of(settings, 1, today - timedelta(days=days_ago), mark)
+    base_of(settings, 1, 0)
+    manifest = Versions(settings.paths.indices, SPEC.name).path(base_of(settings, 1, 0)) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"lineage": "based"}))
+    assert maintenance.maintain_index(settings, SPEC).lineages_dropped == ("old",)
+    left = {path.name for path in (settings.paths.delta / SPEC.name).iterdir()}
+    assert left == {"young", "based", lineage(SPEC)}
+
+
+def test_what_indices_take_up(settings: Settings) -> None:
+    epoch_of(settings, 1, datetime.now(UTC).date())
+    base_of(settings, 1, 0)
+    bases, deltas = maintenance.measure_index(settings, SPEC)
+    assert (bases["kind"], bases["name"], bases["snapshots"]) == ("bases", SPEC.name, 1)
+    assert (deltas["kind"], deltas["name"]) == ("delta", f"{SPEC.name}/{lineage(SPEC)}")
+    assert (deltas["files"], deltas["small_files"], deltas["max_files_per_partition"]) == (1, 0, 1)
+    for row, folder in ((bases, settings.paths.indices), (deltas, settings.paths.delta)):
+        on_disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        assert on_disk == row["stored_bytes"] > row["bytes"] > 0
