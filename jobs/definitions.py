@@ -1,4 +1,4 @@
-"""The only Definitions: assets, checks, resources, the build job and the sensor that keeps it going.
+"""The only Definitions: assets, checks, resources, the build job and the sensors that keep things going.
 
 Belongs here: putting together what other modules declare. `dagster dev -m jobs.definitions` shows and runs it.
 """
@@ -14,10 +14,11 @@ from assets.backfill import backfill_assets
 from assets.curated import curated_assets
 from assets.features import feature_assets
 from assets.index import all_index_assets
+from assets.maintenance import maintenance_assets
 from assets.models import model_assets
 from assets.platform import Platform
 from assets.raw import raw_assets
-from jobs.schedules import automation, days_again, whole_build
+from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
 from quality.checks import candidate_checks, curated_checks
@@ -32,10 +33,18 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     platform = Platform(settings.load, gates.examine)
     days = backfill_assets(settings.load().build.first_day)
     return dg.Definitions(
-        assets=[*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets, *days],
+        assets=[
+            *raw_assets,
+            *curated_assets,
+            *model_assets,
+            *feature_assets,
+            *all_index_assets,
+            *days,
+            *maintenance_assets,
+        ],
         asset_checks=[*curated_checks, *candidate_checks],
         jobs=[whole_build, days_again],
-        sensors=[automation],
+        sensors=[automation, upkeep],
         resources={"platform": platform} | dict(resource_overrides or {}),
         executor=dg.in_process_executor,
     )

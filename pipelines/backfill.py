@@ -122,7 +122,7 @@ class Rebuilt(NamedTuple):
         Raises:
             BackfillError: Another commit changed these days meanwhile; nothing was written.
         """
-        said = lake.said(self.settings, self.spec.name, self.replaced.id)
+        said = lake.standing(lake.ancestors(self.settings, self.spec.name, self.replaced.id))
         try:
             lake.overwrite_where(self.rows, self.spec, self.where, said, since=self.replaced.id)
         except lake.Conflict as error:

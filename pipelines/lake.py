@@ -6,14 +6,16 @@ append, overwrite, reading at a snapshot, and what a snapshot says of itself. Do
 
 A commit's summary carries what must be known with the data and committed with it: `tidemark.position` (all that the
 table has, cumulative), `tidemark.stream`, `tidemark.incarnation`, `tidemark.epoch` or `tidemark.load_id`, and
-`tidemark.max_broker_time_ms`.
+`tidemark.max_broker_time_ms`. A commit that brings nothing (maintenance makes them) says what those before it
+said, with `tidemark.epochs`, so that these may expire (`standing`).
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -36,9 +38,11 @@ POSITION = "tidemark.position"
 STREAM = "tidemark.stream"
 INCARNATION = "tidemark.incarnation"
 EPOCH = "tidemark.epoch"
+EPOCHS = "tidemark.epochs"
 LOAD_ID = "tidemark.load_id"
 MAX_BROKER_TIME_MS = "tidemark.max_broker_time_ms"
 
+_OF_ONE_COMMIT = (STREAM, INCARNATION, EPOCH, LOAD_ID)
 _MIB = 2**20
 _ATTEMPTS = 6
 
@@ -303,6 +307,45 @@ OPS_EPOCHS = TableSpec(
     retention_days=90,
 )
 
+OPS_STORAGE = TableSpec(
+    name="ops.storage",
+    doc="what a table, a delta or the bases of an index take up, as maintenance left it",
+    columns=(
+        Column("at", "timestamp", "when it was measured", "UTC"),
+        Column("kind", "string", "table, delta or bases"),
+        Column("name", "string", "the table; index/lineage of a delta; the index of bases"),
+        Column(
+            "files",
+            "bigint",
+            "data files that a reader of the newest state reads; for bases, of all versions",
+        ),
+        Column("bytes", "bigint", "size of these", "bytes"),
+        Column("partitions", "bigint", "partitions that have files; null for bases"),
+        Column("max_files_per_partition", "bigint", "most files of one partition; null for bases"),
+        Column(
+            "small_files",
+            "bigint",
+            "files of less than half the declared target size, one of each partition apart (the rest that does not "
+            "fill a file), in all partitions but the newest, which is being written; null for bases",
+        ),
+        Column(
+            "small_file_pct", "double", "share of small_files among the files of these partitions", "percent"
+        ),
+        Column("snapshots", "bigint", "snapshots that are kept; of bases, versions; null for a delta"),
+        Column("tags", "bigint", "tags that spare snapshots; null but for tables"),
+        Column("manifests", "bigint", "manifests of the newest snapshot; null but for tables"),
+        Column("stored_bytes", "bigint", "all that lies in its folder: history and metadata too", "bytes"),
+        Column("metadata_bytes", "bigint", "the metadata in it; null for bases", "bytes"),
+        Column("orphan_files", "bigint", "orphans that this run removed; null where it did not look for any"),
+        Column("orphan_bytes", "bigint", "size of these", "bytes"),
+        Column("cost_usd_micros_month", "bigint", "what stored_bytes cost in a month", "micro-dollars"),
+    ),
+    owner="maintenance",
+    partitioned_by=("months(at)",),
+    sorted_by=("kind", "name", "at"),
+    retention_days=400,
+)
+
 OPS_ACCOUNT = TableSpec(
     name="ops.account",
     doc="what became of every row of a raw table: rows = accepted + refused, accepted = the four fates",
@@ -387,6 +430,7 @@ TABLES: dict[str, TableSpec] = {
         OPS_LOSSES,
         OPS_REPLAYS,
         OPS_LOADS,
+        OPS_STORAGE,
     )
 }
 """Every declared table by its name. (`index.<name>` follows from the index's own specification.)"""
@@ -417,30 +461,48 @@ def _create(spark: SparkSession, spec: TableSpec) -> None:
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.{spec.name.split('.')[0]}")
     columns = ",\n".join(f"`{c.name}` {c.type} COMMENT {quoted(_comment(c))}" for c in spec.columns)
     partitioning = f"PARTITIONED BY ({', '.join(spec.partitioned_by)})" if spec.partitioned_by else ""
-    properties = {
-        "format-version": "2",
-        "write.format.default": "parquet",
-        "write.parquet.compression-codec": "zstd",
-        "write.target-file-size-bytes": str(spec.target_file_bytes),
-        "write.distribution-mode": "hash" if spec.partitioned_by and spec.sorted_by else "none",
-        # Sorted rows come partition after partition: one open file a task, however many days there are.
-        "write.spark.fanout.enabled": str(not spec.sorted_by).lower(),
-        "write.metadata.delete-after-commit.enabled": "true",
-        "write.metadata.previous-versions-max": "20",
-        "history.expire.min-snapshots-to-keep": "100",
-        "commit.retry.num-retries": "20",
-        "tidemark.owner": spec.owner,
-        "tidemark.retention-days": "" if spec.retention_days is None else str(spec.retention_days),
-    }
-    listed = ", ".join(f"{quoted(name)} = {quoted(value)}" for name, value in properties.items())
     spark.sql(
         f"CREATE TABLE IF NOT EXISTS {spec.identifier} ({columns}) USING iceberg {partitioning} "
-        f"COMMENT {quoted(spec.doc)} TBLPROPERTIES ({listed})"
+        f"COMMENT {quoted(spec.doc)} TBLPROPERTIES ({_listed(properties(spec))})"
     )
     if spec.sorted_by:
         order = ", ".join(f"`{name}`" for name in spec.sorted_by)
         distribution = "DISTRIBUTED BY PARTITION " if spec.partitioned_by else ""
         spark.sql(f"ALTER TABLE {spec.identifier} WRITE {distribution}LOCALLY ORDERED BY {order}")
+
+
+def properties(spec: TableSpec) -> dict[str, str]:
+    """The Iceberg properties that follow from a declaration."""
+    return {
+        "format-version": "2",
+        "write.format.default": "parquet",
+        "write.parquet.compression-codec": "zstd",
+        "write.target-file-size-bytes": str(spec.target_file_bytes),
+        # A file ends where what it has, and what is still in memory, uncompressed, reach the target: small row groups
+        # keep the latter small, or files would become a fraction of the target.
+        "write.parquet.row-group-size-bytes": str(spec.target_file_bytes // 8),
+        "write.distribution-mode": "hash" if spec.partitioned_by and spec.sorted_by else "none",
+        # Sorted rows come partition after partition: one open file a task, however many days there are.
+        "write.spark.fanout.enabled": str(not spec.sorted_by).lower(),
+        "write.metadata.delete-after-commit.enabled": "true",
+        "write.metadata.previous-versions-max": "20",
+        "commit.retry.num-retries": "20",
+        "tidemark.owner": spec.owner,
+        "tidemark.retention-days": "" if spec.retention_days is None else str(spec.retention_days),
+    }
+
+
+def declare(spark: SparkSession, settings: Settings, spec: TableSpec) -> None:
+    """Give a table that is there the properties of its declaration, where those have changed since it was made."""
+    table = open_table(settings, spec.name)
+    held = table.properties if table is not None else {}
+    wanted = {name: value for name, value in properties(spec).items() if name != "format-version"}
+    if changed := {name: value for name, value in wanted.items() if held.get(name) != value}:
+        spark.sql(f"ALTER TABLE {spec.identifier} SET TBLPROPERTIES ({_listed(changed)})")
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{quoted(name)} = {quoted(value)}" for name, value in found.items())
 
 
 def _require_columns(spark: SparkSession, spec: TableSpec) -> None:
@@ -513,13 +575,28 @@ def _writer(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None): 
 
 
 def delete(spark: SparkSession, spec: TableSpec, condition: str) -> None:
-    """Delete the rows that a condition in Spark SQL names, in one commit."""
-    spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
+    """Delete the rows that a condition in Spark SQL names, in one commit.
+
+    Where compaction replaced a file meanwhile, Iceberg refuses the commit: it is made again, of the new files.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
+            return
+        except Exception as error:  # Java's come as one kind, with their own name in the text
+            if attempt == _ATTEMPTS - 1 or "ValidationException" not in str(error):
+                raise
+            time.sleep(0.05 * 2**attempt)
 
 
 def tag(spark: SparkSession, name: str, snapshot_id: int, label: str) -> None:
     """Keep a snapshot from expiring for as long as something is built on it."""
     spark.sql(f"ALTER TABLE {CATALOG}.{name} CREATE TAG IF NOT EXISTS `{label}` AS OF VERSION {snapshot_id}")
+
+
+def drop_tag(spark: SparkSession, name: str, label: str) -> None:
+    """Let a snapshot expire that was kept."""
+    spark.sql(f"ALTER TABLE {CATALOG}.{name} DROP TAG IF EXISTS `{label}`")
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -585,38 +662,66 @@ def positions(settings: Settings, names: Mapping[str, int | None] | list[str] | 
     )
 
 
-def bringing(
-    settings: Settings,
-    name: str,
-    brought: Position,
-    max_broker_time_ms: int,
-    snapshot_id: int | None = None,
-) -> dict[str, str]:
+def bringing(settings: Settings, name: str, brought: Position, max_broker_time_ms: int) -> dict[str, str]:
     """The summary of a commit that brings something: the table's position with it, and the greatest broker time."""
-    saying = (s for s in ancestors(settings, name, snapshot_id) if MAX_BROKER_TIME_MS in s.summary)
-    newest = next(saying, None)
-    before = int(newest.summary[MAX_BROKER_TIME_MS]) if newest else 0
+    before = standing(ancestors(settings, name))
+    held = from_text(before[POSITION]) if POSITION in before else EMPTY
     return {
-        POSITION: position(settings, name, snapshot_id).merge(brought).to_text(),
-        MAX_BROKER_TIME_MS: str(max(before, max_broker_time_ms)),
+        POSITION: held.merge(brought).to_text(),
+        MAX_BROKER_TIME_MS: str(max(int(before.get(MAX_BROKER_TIME_MS, 0)), max_broker_time_ms)),
     }
-
-
-def said(settings: Settings, name: str, snapshot_id: int) -> dict[str, str]:
-    """The summary of a commit that brings nothing new: what those up to a snapshot said of position and broker time."""
-    before = bringing(settings, name, EMPTY, 0, snapshot_id)
-    return {what: value for what, value in before.items() if value not in (EMPTY.to_text(), "0")}
 
 
 def committed_epoch(
     settings: Settings, name: str, stream: str, incarnation: int | None = None
 ) -> tuple[int, int] | None:
     """The last (incarnation, epoch) of a stream (in one incarnation) that a table has; None if there is none."""
-    for snapshot in ancestors(settings, name):
-        summary = snapshot.summary
-        if summary.get(STREAM) == stream and incarnation in (None, int(summary[INCARNATION])):
-            return int(summary[INCARNATION]), int(summary[EPOCH])
-    return None
+    found = _epochs(snapshot.summary for snapshot in ancestors(settings, name)).get(stream, {})
+    return max((last for last in found.items() if incarnation in (None, last[0])), default=None)
+
+
+def _epochs(summaries: Iterable[Mapping[str, str]]) -> dict[str, dict[int, int]]:
+    """Stream → incarnation → its last epoch, of commits and of what commits say of those before them."""
+    found: dict[str, dict[int, int]] = {}
+    for summary in summaries:
+        said = [
+            (stream, int(incarnation), epoch)
+            for stream, lasts in json.loads(summary.get(EPOCHS, "{}")).items()
+            for incarnation, epoch in lasts.items()
+        ]
+        if STREAM in summary:
+            said.append((summary[STREAM], int(summary[INCARNATION]), int(summary[EPOCH])))
+        for stream, incarnation, epoch in said:
+            lasts = found.setdefault(stream, {})
+            lasts[incarnation] = max(epoch, lasts.get(incarnation, epoch))
+    return found
+
+
+def standing(snapshots: Iterable[Snapshot]) -> dict[str, str]:
+    """What a commit that brings nothing must say, so that nothing is forgotten when the ones before it expire.
+
+    Positions, epochs and broker times are merged by maximum. So it does no harm if another commit comes in between: its
+    own summary still has what it brought, and every reader merges both.
+
+    Args:
+        snapshots: From the newest backwards. One that replaced all rows ends the walk: what was before it is gone.
+    """
+    said: dict[str, str] = {}
+    walked: list[Mapping[str, str]] = []
+    for snapshot in snapshots:
+        summary = {name: value for name, value in snapshot.summary.items() if name.startswith("tidemark.")}
+        walked.append(summary)
+        for name in summary.keys() - set(_OF_ONE_COMMIT):
+            said.setdefault(name, summary[name])
+        if POSITION in summary and snapshot.summary.get("operation") == "overwrite":
+            break
+    if epochs := _epochs(walked):
+        said[EPOCHS] = json.dumps(epochs, separators=(",", ":"), sort_keys=True)
+    if POSITION in said:
+        said[POSITION] = merge_all(from_text(s[POSITION]) for s in walked if POSITION in s).to_text()
+    if MAX_BROKER_TIME_MS in said:
+        said[MAX_BROKER_TIME_MS] = str(max(int(s.get(MAX_BROKER_TIME_MS, 0)) for s in walked))
+    return said
 
 
 def open_table(settings: Settings, name: str) -> Table | None:

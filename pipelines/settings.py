@@ -154,6 +154,16 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class Maintenance:
+    """What maintenance takes for old, and what storage costs."""
+
+    snapshot_hours: int
+    orphan_hours: int
+    vacuum_hours: int
+    usd_micros_per_gib_month: int
+
+
+@dataclass(frozen=True)
 class Serving:
     """The HTTP service of answers."""
 
@@ -200,6 +210,7 @@ class Settings:
     overlay: Overlay
     build: Build
     retention: Retention
+    maintenance: Maintenance
     serving: Serving
     collector: Collector
     dagster: Dagster

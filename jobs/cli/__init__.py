@@ -23,6 +23,7 @@ import jobs.cli.answers
 import jobs.cli.data
 import jobs.cli.contracts
 import jobs.cli.replays
+import jobs.cli.upkeep
 import jobs.cli.trying  # noqa: F401
 # isort: on
 

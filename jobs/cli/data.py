@@ -380,8 +380,10 @@ def read_accounts(settings: Settings) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in sorted({row["table"] for row in rows}):
         places = {snapshot.id: place for place, snapshot in enumerate(lake.ancestors(settings, name))}
-        known = [row for row in rows if row["table"] == name and row["snapshot_id"] in places]
-        if known:
-            newest = min(known, key=lambda row: places[row["snapshot_id"]])
-            found[name] = {**newest, "refused": json.loads(newest["refused_by_reason"])}
+        mine = [row for row in rows if row["table"] == name]
+        known = [row for row in mine if row["snapshot_id"] in places]
+        # Snapshots expire, the oldest first; of those that did, the newest has the most rows.
+        newest = min(known, key=lambda row: places[row["snapshot_id"]], default=None)
+        newest = newest or max(mine, key=lambda row: row["rows"])
+        found[name] = {**newest, "refused": json.loads(newest["refused_by_reason"])}
     return found

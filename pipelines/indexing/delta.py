@@ -41,8 +41,10 @@ EPOCH_FIELDS = (
     pa.field("epoch", pa.int64()),
     pa.field("marker", pa.string()),  # JSON of Marker on one row of each epoch, null on its facts
 )
+_EPOCH = ["stream", "incarnation", "epoch"]  # which names an epoch
 PARTITION = "epoch_date"
 FLOOR = "_floor.json"
+TARGET_FILE_BYTES = 16 * 2**20
 COMMIT_ATTEMPTS = 20
 INCARNATIONS_AHEAD = 64
 
@@ -251,16 +253,68 @@ def retire(path: Path, before: datetime.date) -> int:
         table = DeltaTable(str(path))
     except TableNotFoundError:
         return 0
-    days = pc.unique(
-        pa.array([Path(file).parent.name.partition("=")[2] for file in table.file_uris()], pa.string())
-    )
-    retired = [day for day in days.to_pylist() if day < before.isoformat()]
-    files = [file for file in table.file_uris() if Path(file).parent.name.partition("=")[2] in retired]
-    gone = _markers(files)
+    by_day = _by_day(table)
+    retired = [day for day in by_day if day < before.isoformat()]
+    gone = _markers(file for day in retired for file in by_day[day])
     replace_text(path / FLOOR, positions.merge_all([floor(path), *(m.end for m in gone)]).to_text())
     for day in retired:
         table.delete(f"{PARTITION} = '{day}'")
     return len(gone)
+
+
+def _by_day(table: DeltaTable) -> dict[str, list[str]]:
+    """The data files of each day, the oldest day first."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(table.file_uris()):
+        found.setdefault(Path(file).parent.name.partition("=")[2], []).append(file)
+    return dict(sorted(found.items()))
+
+
+def first_needed_day(path: Path, cuts: Iterable[Position], young: datetime.date) -> datetime.date:
+    """The first day with an epoch that is not wholly in all of these cuts; `young` if there is none before it."""
+    try:
+        table = DeltaTable(str(path))
+    except TableNotFoundError:
+        return young
+    cuts = list(cuts)
+    for day, files in _by_day(table).items():
+        if day >= young.isoformat() or any(not cut.covers(m.end) for m in _markers(files) for cut in cuts):
+            return min(young, datetime.date.fromisoformat(day))
+    return young
+
+
+def newest_day(path: Path) -> datetime.date:
+    """The day of the newest epoch; of the folder where there is none (any more)."""
+    days = list(_by_day(DeltaTable(str(path))))
+    made = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date()
+    return datetime.date.fromisoformat(days[-1]) if days else made
+
+
+def compact(path: Path) -> int:
+    """Merge the small files of each day, beside writers and tailers; how many were. Facts and markers stay the same."""
+    done = DeltaTable(str(path)).optimize.compact(target_size=TARGET_FILE_BYTES)
+    return int(done["numFilesRemoved"])
+
+
+def vacuum(path: Path, replaced_hours: int, orphan_hours: int) -> int:
+    """Remove the files that were replaced or retired so long ago, and those that died before their commit; how many.
+
+    The log gets a checkpoint, and its entries from before the table's log retention go too.
+    """
+    table = DeltaTable(str(path))
+    removed = table.vacuum(replaced_hours, dry_run=False, enforce_retention_duration=False)
+    removed += table.vacuum(orphan_hours, dry_run=False, enforce_retention_duration=False, full=True)
+    table.create_checkpoint()
+    table.cleanup_metadata()
+    return len(removed)
+
+
+def sizes(path: Path) -> dict[str, list[int]]:
+    """The sizes of the data files of each day, in bytes."""
+    found: dict[str, list[int]] = {}
+    for file in pa.table(DeltaTable(str(path)).get_add_actions(flatten=True)).to_pylist():
+        found.setdefault(file[f"partition.{PARTITION}"], []).append(file["size_bytes"])
+    return found
 
 
 class Tailer:
@@ -327,22 +381,25 @@ class Tailer:
     def _read(self, file: Path) -> list[Epoch]:
         """The epochs of one data file; a file that compaction wrote holds several."""
         table = pq.ParquetFile(file).read()
-        is_fact = pc.is_null(table.column("marker"))
-        rows = table.filter(is_fact)
-        found = []
+        rows = table.filter(pc.is_null(table.column("marker")))
         marked = [read_marker(text) for text in table.column("marker").drop_null().to_pylist()]
+        parts = _by_epoch(rows) if len(marked) > 1 else {}
+        epochs = []
         for marker in marked:
-            mine = rows
-            if len(marked) > 1:
-                same = pc.and_(
-                    pc.equal(rows.column("stream"), marker.stream),
-                    pc.and_(
-                        pc.equal(rows.column("incarnation"), marker.incarnation),
-                        pc.equal(rows.column("epoch"), marker.epoch),
-                    ),
-                )
-                mine = rows.filter(same)
-            found.append(
-                Epoch(marker, fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), self.spec))
-            )
-        return found
+            this = (marker.stream, marker.incarnation, marker.epoch)
+            mine = parts.get(this, rows.slice(0, 0)) if len(marked) > 1 else rows
+            facts = fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), self.spec)
+            epochs.append(Epoch(marker, facts))
+        return epochs
+
+
+def _by_epoch(rows: pa.Table) -> dict[tuple[str, int, int], pa.Table]:
+    """The rows of each epoch, of one sort: a compacted file has an epoch a second."""
+    counted = rows.group_by(_EPOCH).aggregate([([], "count_all")]).sort_by([(n, "ascending") for n in _EPOCH])
+    ordered = rows.sort_by([(name, "ascending") for name in _EPOCH])
+    found, start = {}, 0
+    for epoch in counted.to_pylist():
+        count = epoch.pop("count_all")
+        found[epoch["stream"], epoch["incarnation"], epoch["epoch"]] = ordered.slice(start, count)
+        start += count
+    return found

@@ -193,7 +193,7 @@ class Versions:
         replace_text(self.folder / "confirmed.json", json.dumps({"version": version}))
 
     def prune(self, *, keep: int, hours: float) -> list[str]:
-        """Delete the versions that need not be kept; returns their names.
+        """Delete the versions that need not be kept, and what builds that died left so long ago; returns their names.
 
         Kept are the newest ``keep``, those younger than ``hours``, the served ones, and the last confirmed.
         """
@@ -207,6 +207,9 @@ class Versions:
             dropped = [name for name in dropped if name not in kept]
             for name in dropped:
                 shutil.rmtree(self.folder / name)
+            for unfinished in self.folder.glob("*.building"):
+                if unfinished.stat().st_mtime < oldest.timestamp():
+                    shutil.rmtree(unfinished)
             return dropped
 
     def history(self) -> list[dict[str, Any]]:

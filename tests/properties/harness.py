@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from deltalake import DeltaTable
 from hypothesis import HealthCheck, settings
 
 from pipelines.indexing import build, delta
@@ -292,9 +291,8 @@ class Home:
         """Maintenance rewrites the delta, now or after the next commit."""
         self._is_compacted_next = is_late
         if not is_late:
-            table = DeltaTable(str(self.writer.path))
-            table.optimize.compact()
-            table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+            delta.compact(self.writer.path)
+            delta.vacuum(self.writer.path, replaced_hours=0, orphan_hours=24)
 
     def recall(self, name: Hashable, answer: Any) -> None:
         """What has a name that was heard before must be what it was then."""

@@ -1,4 +1,5 @@
-"""When assets are asked for: the roots every four hours, the rest after them, nothing behind a check that failed."""
+"""When assets are asked for: the roots every four hours, the rest after them, nothing behind a check that failed.
+Maintenance each hour, and never with a build; days again by nobody but a person."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ from jobs.definitions import defs
 
 START = datetime(2024, 3, 1, 1, 0, tzinfo=UTC)
 RAW = {dg.AssetKey(["raw", "user_interactions"]), dg.AssetKey(["raw", "pin_updates"])}
+MAINTENANCE = dg.AssetSelection.groups("maintenance").resolve(defs.resolve_asset_graph())
+DAYS = dg.AssetSelection.groups("backfill").resolve(defs.resolve_asset_graph())
+BUILT = defs.resolve_asset_graph().get_all_asset_keys() - MAINTENANCE - DAYS
 CURATED = dg.AssetKey(["curated", "user_interactions"])
 
 
@@ -19,8 +23,23 @@ def instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.ephemeral()
 
 
-def asked(instance: dg.DagsterInstance, at: datetime, cursor: object = None):  # type: ignore[no-untyped-def]
-    result = dg.evaluate_automation_conditions(defs, instance, evaluation_time=at, cursor=cursor)  # type: ignore[arg-type]
+def chosen(sensor: str) -> dg.AssetSelection:
+    definition = defs.resolve_sensor_def(sensor)
+    assert isinstance(definition, dg.AutomationConditionSensorDefinition)
+    assert definition.default_status is dg.DefaultSensorStatus.RUNNING
+    return definition.asset_selection
+
+
+def asked(  # type: ignore[no-untyped-def]
+    instance: dg.DagsterInstance, at: datetime, cursor: object = None, sensor: str = "automation"
+):
+    result = dg.evaluate_automation_conditions(
+        defs,
+        instance,
+        asset_selection=chosen(sensor),
+        evaluation_time=at,
+        cursor=cursor,  # type: ignore[arg-type]
+    )
     keys = {
         found.key for found in result.results if found.true_subset.size and isinstance(found.key, dg.AssetKey)
     }
@@ -32,7 +51,7 @@ def test_everything_is_asked_for_every_four_hours_and_not_in_between(instance: d
     keys, cursor = asked(instance, START + timedelta(hours=1), cursor)
     assert keys == set()
     keys, cursor = asked(instance, START + timedelta(hours=3, minutes=1), cursor)
-    assert keys == defs.resolve_asset_graph().get_all_asset_keys()
+    assert keys == BUILT
     keys, _ = asked(instance, START + timedelta(hours=3, minutes=2), cursor)
     assert keys == set()
 
@@ -57,5 +76,22 @@ def test_every_table_has_a_blocking_check_and_the_sensor_runs_by_itself() -> Non
     graph = defs.resolve_asset_graph()
     checked = {key.asset_key for key in graph.asset_check_keys if graph.get(key).blocking}
     assert checked == {key for key in graph.get_all_asset_keys() if key.path[0] in ("curated", "base")}
-    sensor = defs.resolve_sensor_def("automation")
-    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    assert chosen("automation").resolve(graph) == BUILT
+
+
+def test_maintenance_is_asked_for_each_hour_and_orphans_once_a_day_apart_from_builds(
+    instance: dg.DagsterInstance,
+) -> None:
+    orphans = dg.AssetKey(["maintenance", "orphans"])
+    _, cursor = asked(instance, START, sensor="maintenance")
+    keys, cursor = asked(instance, START + timedelta(minutes=22), cursor, "maintenance")
+    assert keys == set()
+    keys, cursor = asked(instance, START + timedelta(minutes=24), cursor, "maintenance")
+    assert keys == MAINTENANCE - {orphans}
+    keys, cursor = asked(instance, START + timedelta(minutes=25), cursor, "maintenance")
+    assert keys == set()
+    keys, cursor = asked(instance, START + timedelta(hours=1, minutes=54), cursor, "maintenance")
+    assert keys == MAINTENANCE
+    assert MAINTENANCE & defs.resolve_job_def("build").asset_layer.executable_asset_keys == set()
+    tables = {tuple(key.path[1:]) for key in MAINTENANCE if key.path[0] == "maintenance"}
+    assert {("raw", "pin_updates"), ("index", "pins"), ("indices", "pins")} <= tables

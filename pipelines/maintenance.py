@@ -1,0 +1,557 @@
+"""Maintenance: keeping tables, deltas and bases small and quick to read, by what each table declares of itself.
+
+Belongs here: the steps for a lake table (old rows, compaction, manifests, snapshots, orphans), for the deltas and the
+bases of an index, and what all of it takes up (`ops.storage`). Does not belong here: what a table declares (`lake`),
+how a delta is rewritten (`indexing.delta`), when it runs (`assets.maintenance`).
+
+Every step may run beside writers, and beside itself. Iceberg decides a race by refusing one of two commits: whoever
+appends wins or tries again by itself, and a step that loses is done again from the start. What a commit says of a
+table's position and epochs outlives the commit: before snapshots expire, a newer one says it too (`lake.standing`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from pipelines import failpoints, index_rows, lake
+from pipelines.errors import TidemarkError
+from pipelines.indexing import delta
+from pipelines.indexing.base import Manifest
+from pipelines.indexing.spec import IndexSpec, lineage
+from pipelines.indexing.versions import Versions
+from pipelines.indices import INDICES
+from pipelines.lake import TableSpec
+from pipelines.settings import CATALOG, Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SMALL = 0.5
+"""Of its target size, below which a file is small. Not more: of what compaction cuts into files of about the target
+size, none is smaller than that, so that what was compacted is not compacted again."""
+KEPT_SNAPSHOTS = 2
+MAX_MANIFESTS = 20
+ATTEMPTS = 6
+CONCURRENT_REWRITES = 2
+BASE_TAG = "base-"
+_GIB = 2**30
+_LOST_RACES = (
+    "CommitFailedException",
+    "CommitStateUnknownException",
+    "ValidationException",
+    "NotFoundException",  # of a file: a snapshot that was being read expired
+    "FileNotFoundException",
+    "UncheckedSQLException",  # the catalog's database was locked
+    "rewrite commits failed",  # with partial progress, the reason is only logged
+)
+
+
+class MaintenanceError(TidemarkError):
+    """A step lost against writers again and again, or the named thing is not there."""
+
+
+class Ages(NamedTuple):
+    """What is old: everything from before these times (ms since 1970)."""
+
+    now_ms: int
+    snapshots_ms: int
+    orphans_ms: int
+
+
+class Removed(NamedTuple):
+    """How many files were removed, and their size."""
+
+    files: int
+    size_bytes: int
+
+
+class TableReport(NamedTuple):
+    """What maintenance did to a table.
+
+    Attributes:
+        table: Its name.
+        rows_deleted: Rows older than the declared retention.
+        files_rewritten: Files that compaction took.
+        files_written: Files that it made of them.
+        bytes_rewritten: Size of those that it took.
+        manifests_rewritten: Manifests that were merged.
+        snapshots_expired: Snapshots that are gone.
+        tags_dropped: Tags of bases that are gone.
+        orphans: Files that nothing referred to, removed; None where it did not look for any.
+        retries: Steps that lost a race and were done again.
+        seconds: How long it took.
+    """
+
+    table: str
+    rows_deleted: int = 0
+    files_rewritten: int = 0
+    files_written: int = 0
+    bytes_rewritten: int = 0
+    manifests_rewritten: int = 0
+    snapshots_expired: int = 0
+    tags_dropped: tuple[str, ...] = ()
+    orphans: Removed | None = None
+    retries: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and for Dagster's pages."""
+        orphans = self.orphans._asdict() if self.orphans else None
+        return {**self._asdict(), "tags_dropped": list(self.tags_dropped), "orphans": orphans}
+
+
+class IndexReport(NamedTuple):
+    """What maintenance did to the bases and deltas of an index.
+
+    Attributes:
+        name: The index.
+        bases_dropped: The manifests of versions that need not be kept any more.
+        lineages_dropped: Deltas that no base refers to any more.
+        epochs_retired: Epochs that every kept base has.
+        files_rewritten: Delta files that compaction took.
+        files_removed: Delta files that were vacuumed.
+        seconds: How long it took.
+    """
+
+    name: str
+    bases_dropped: tuple[Manifest, ...] = ()
+    lineages_dropped: tuple[str, ...] = ()
+    epochs_retired: int = 0
+    files_rewritten: int = 0
+    files_removed: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and for Dagster's pages."""
+        versions = [manifest.version for manifest in self.bases_dropped]
+        return {**self._asdict(), "bases_dropped": versions, "lineages_dropped": list(self.lineages_dropped)}
+
+
+def specs() -> dict[str, TableSpec]:
+    """Every declared table by its name, those of the indices' rows too."""
+    return lake.TABLES | {table.name: table for table in map(index_rows.table, INDICES.values())}
+
+
+def ages(settings: Settings, now_ms: int | None = None) -> Ages:
+    """What is old by these settings, now."""
+    now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    keep = settings.maintenance
+    return Ages(now, now - keep.snapshot_hours * 3_600_000, now - keep.orphan_hours * 3_600_000)
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def maintain_table(
+    spark: SparkSession,
+    settings: Settings,
+    spec: TableSpec,
+    *,
+    old: Ages | None = None,
+    has_orphans: bool = True,
+) -> TableReport | None:
+    """Do all that a table's declaration asks for; None if there is no such table yet.
+
+    Args:
+        spark: The session.
+        settings: Where the table is, and what is old.
+        spec: What the table declares.
+        old: What is old, where the settings are not to say it.
+        has_orphans: Whether to look for orphans too, which lists all of the table's folder.
+
+    Raises:
+        MaintenanceError: A step lost against other writers again and again. Done steps stay done; a later run goes on.
+    """
+    if lake.current_snapshot(settings, spec.name) is None:
+        return None
+    started = time.monotonic()
+    old = old or ages(settings)
+    steps = _Retries(spec.name)
+    steps.run(lambda: lake.declare(spark, settings, spec))
+    rows = steps.run(lambda: delete_old_rows(spark, spec, old.now_ms))
+    taken, made, size = steps.run(lambda: compact(spark, settings, spec))
+    failpoints.hit("maintenance.after_compaction")
+    report = TableReport(
+        spec.name,
+        rows_deleted=rows,
+        files_rewritten=taken,
+        files_written=made,
+        bytes_rewritten=size,
+        manifests_rewritten=steps.run(lambda: rewrite_manifests(spark, settings, spec.name)),
+        tags_dropped=steps.run(lambda: drop_tags(spark, settings, spec.name)),
+        snapshots_expired=steps.run(lambda: expire_snapshots(spark, settings, spec.name, old.snapshots_ms)),
+    )
+    failpoints.hit("maintenance.after_expiry")
+    if has_orphans:
+        report = report._replace(orphans=remove_orphans(spark, settings, spec, old))
+    return report._replace(retries=steps.retries, seconds=round(time.monotonic() - started, 2))
+
+
+class _Retries:
+    """Runs steps, again where they lose a race, and counts how often they did."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.retries = 0
+
+    def run(self, step: Callable[[], T]) -> T:
+        for attempt in range(ATTEMPTS):
+            try:
+                return step()
+            except Exception as error:  # Java's come as one kind, with their own name in the text
+                if not any(name in f"{type(error).__name__} {error}" for name in _LOST_RACES):
+                    raise
+                if attempt == ATTEMPTS - 1:
+                    raise MaintenanceError(
+                        f"lost {ATTEMPTS} times against other writers: {str(error).strip().splitlines()[0]}",
+                        where=self.table,
+                        remedy="run `tidemark maintain` again when less is written",
+                    ) from error
+                self.retries += 1
+                log.info("%s: lost a race, again: %s", self.table, str(error).splitlines()[0])
+                time.sleep(0.2 * 2**attempt)
+        raise AssertionError
+
+
+def delete_old_rows(spark: SparkSession, spec: TableSpec, now_ms: int) -> int:
+    """Delete the partitions that are wholly older than the declared retention; how many rows that were."""
+    if spec.retention_days is None:
+        return 0
+    unit, column = _partitioning_time(spec)
+    day = datetime.fromtimestamp(now_ms / 1000, UTC).date() - timedelta(days=spec.retention_days)
+    first = day.replace(day=1) if unit == "months" else day
+    condition = f"`{column}` < TIMESTAMP '{first.isoformat()} 00:00:00'"
+    rows = int(spark.table(spec.identifier).filter(condition).count())
+    if rows:
+        lake.delete(spark, spec, condition)
+    return rows
+
+
+def _partitioning_time(spec: TableSpec) -> tuple[str, str]:
+    """`days` or `months`, and the column that says how old a row is.
+
+    Raises:
+        MaintenanceError: The table declares a retention, but not by what.
+    """
+    for transform in spec.partitioned_by:
+        if found := re.fullmatch(r"(days|months)\((\w+)\)", transform):
+            return found[1], found[2]
+    raise MaintenanceError(
+        "a table with a retention must be partitioned by days or months of a time",
+        where=spec.name,
+        remedy="declare partitioned_by, or no retention_days",
+    )
+
+
+def compact(spark: SparkSession, settings: Settings, spec: TableSpec) -> tuple[int, int, int]:
+    """Rewrite the small files of each partition to the declared size, in the declared order.
+
+    Returns:
+        How many files were taken, how many were made of them, and the bytes of those that were taken.
+    """
+    action = _actions(spark).rewriteDataFiles(_iceberg(spark, spec.name))
+    action = action.sort() if spec.sorted_by else action.binPack()
+    options = {
+        "target-file-size-bytes": spec.target_file_bytes,
+        "min-file-size-bytes": int(spec.target_file_bytes * SMALL),
+        "min-input-files": 2,
+        "max-concurrent-file-group-rewrites": CONCURRENT_REWRITES,
+        "partial-progress.enabled": "true",
+        "partial-progress.max-failed-commits": 0,
+    }
+    for name, value in options.items():
+        action = action.option(name, str(value))
+    done = _saying(action, settings, spec.name).execute()
+    if failed := done.failedDataFilesCount():
+        raise MaintenanceError(f"rewrite commits failed: {failed} files were not rewritten", where=spec.name)
+    return done.rewrittenDataFilesCount(), done.addedDataFilesCount(), done.rewrittenBytesCount()
+
+
+def rewrite_manifests(spark: SparkSession, settings: Settings, name: str) -> int:
+    """Merge the manifests where there are many; how many were."""
+    table = _iceberg(spark, name)
+    if len(table.currentSnapshot().dataManifests(table.io())) <= MAX_MANIFESTS:
+        return 0
+    done = _saying(_actions(spark).rewriteManifests(table), settings, name).execute()
+    return len(list(done.rewrittenManifests()))
+
+
+def drop_tags(spark: SparkSession, settings: Settings, name: str) -> tuple[str, ...]:
+    """Drop the tags of bases that are gone. Tags are listed first: a base that is made meanwhile has its own after."""
+    tags = [label for label in _tags(settings, name) if label.startswith(BASE_TAG)]
+    kept = {
+        BASE_TAG + version for index in INDICES for version in Versions(settings.paths.indices, index).names()
+    }
+    dropped = tuple(label for label in tags if label not in kept)
+    for label in dropped:
+        lake.drop_tag(spark, name, label)
+    return dropped
+
+
+def expire_snapshots(spark: SparkSession, settings: Settings, name: str, before_ms: int) -> int:
+    """Expire the snapshots from before a time that no tag spares, with the files that only they have; how many.
+
+    What they say of positions and epochs is said by a younger one first. Whatever is committed in between is younger
+    than `before_ms`, and stays.
+    """
+    found = list(lake.ancestors(settings, name))
+    kept = [s for at, s in enumerate(found) if at < KEPT_SNAPSHOTS or s.committed_at_ms >= before_ms]
+    if len(found) > len(kept) and lake.standing(found) != lake.standing(kept):
+        _saying(_iceberg(spark, name).newFastAppend(), settings, name, "set").commit()
+        failpoints.hit("maintenance.after_standing")
+    before = _snapshot_ids(settings, name)
+    _iceberg(spark, name).expireSnapshots().expireOlderThan(before_ms).retainLast(KEPT_SNAPSHOTS).commit()
+    return len(before - _snapshot_ids(settings, name))
+
+
+def remove_orphans(
+    spark: SparkSession, settings: Settings, spec: TableSpec, old: Ages | None = None
+) -> Removed | None:
+    """Remove the old files that no snapshot refers to: those of writers that died. None if there is no such table."""
+    if lake.current_snapshot(settings, spec.name) is None:
+        return None
+    before_ms = (old or ages(settings)).orphans_ms
+    before = datetime.fromtimestamp(before_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    given = f"table => '{spec.identifier}', older_than => TIMESTAMP '{before}', dry_run => true"
+    found = spark.sql(f"CALL {CATALOG}.system.remove_orphan_files({given})").collect()
+    size = 0
+    for row in found:
+        path = _path(spark, row["orphan_file_location"])
+        files = path.getFileSystem(spark._jsc.hadoopConfiguration())
+        size += files.getFileStatus(path).getLen()
+        files.delete(path, False)
+    return Removed(len(found), size)
+
+
+def _snapshot_ids(settings: Settings, name: str) -> set[int]:
+    table = lake.open_table(settings, name)
+    return {s.snapshot_id for s in table.metadata.snapshots} if table is not None else set()
+
+
+def _tags(settings: Settings, name: str) -> list[str]:
+    table = lake.open_table(settings, name)
+    refs = table.metadata.refs if table is not None else {}
+    return sorted(label for label, ref in refs.items() if ref.snapshot_ref_type == "tag")
+
+
+def _saying(update: Any, settings: Settings, name: str, method: str = "snapshotProperty") -> Any:
+    """An Iceberg update whose commit says what those before it said."""
+    for key, value in lake.standing(lake.ancestors(settings, name)).items():
+        update = getattr(update, method)(key, value)
+    return update
+
+
+def _iceberg(spark: SparkSession, name: str) -> Any:
+    """The table in Java: its actions take a summary for what they commit, which the SQL procedures do not."""
+    load = _jvm(spark).org.apache.iceberg.spark.Spark3Util.loadIcebergTable
+    return load(spark._jsparkSession, f"{CATALOG}.{name}")
+
+
+def _actions(spark: SparkSession) -> Any:
+    return _jvm(spark).org.apache.iceberg.spark.actions.SparkActions.get(spark._jsparkSession)
+
+
+def _jvm(spark: SparkSession) -> Any:
+    return spark._jvm
+
+
+def _path(spark: SparkSession, location: str) -> Any:
+    return _jvm(spark).org.apache.hadoop.fs.Path(location)
+
+
+# ------------------------------------------------------------------------------------------------ indices
+
+
+def maintain_index(settings: Settings, spec: IndexSpec) -> IndexReport:
+    """Drop the bases that need not be kept, and of the deltas what every kept base has; compact and vacuum the rest."""
+    started = time.monotonic()
+    keep, retention = settings.maintenance, settings.retention
+    versions = Versions(settings.paths.indices, spec.name)
+    before = versions.manifests()
+    gone = versions.prune(keep=retention.bases, hours=retention.hours)
+    dropped = tuple(manifest for manifest in before if manifest.version in gone)
+    kept = [manifest for manifest in before if manifest.version not in gone]
+    young = (datetime.now(UTC) - timedelta(hours=retention.hours)).date()
+    lineages, retired, rewritten, removed = [], 0, 0, 0
+    for path in _deltas(settings, spec.name):
+        cuts = [manifest.cut for manifest in kept if manifest.lineage == path.name]
+        if not cuts and path.name != lineage(spec) and delta.newest_day(path) < young:
+            shutil.rmtree(path)
+            lineages.append(path.name)
+            continue
+        if cuts:
+            retired += delta.retire(path, delta.first_needed_day(path, cuts, young))
+        rewritten += delta.compact(path)
+        removed += delta.vacuum(path, keep.vacuum_hours, keep.orphan_hours)
+    seconds = round(time.monotonic() - started, 2)
+    return IndexReport(spec.name, dropped, tuple(lineages), retired, rewritten, removed, seconds)
+
+
+def _deltas(settings: Settings, index: str) -> list[Path]:
+    """The folders of an index's deltas, one a lineage."""
+    return sorted(path.parent for path in (settings.paths.delta / index).glob("*/_delta_log"))
+
+
+# ------------------------------------------------------------------------------------------------ what it takes up
+
+
+def small_files(
+    partitions: Mapping[Any, Sequence[int]], target_bytes: int, hot: Any = None
+) -> tuple[int, float]:
+    """How many files are too small, and their share in percent.
+
+    Args:
+        partitions: The sizes of each partition's files.
+        target_bytes: How large a file should be; below half of it, it is small.
+        hot: The partition that is being written, and does not count.
+
+    Examples:
+        >>> small_files({"mon": [100, 10], "tue": [100, 10, 10], "wed": [1] * 99}, 100, hot="wed")
+        (1, 20.0)
+    """
+    cold = [sizes for partition, sizes in partitions.items() if partition != hot]
+    small = sum(max(0, sum(size < SMALL * target_bytes for size in sizes) - 1) for sizes in cold)
+    files = sum(map(len, cold))
+    return small, round(100 * small / files, 2) if files else 0.0
+
+
+def file_sizes(spark: SparkSession, spec: TableSpec) -> dict[str, list[int]]:
+    """The sizes of the newest snapshot's files, by partition as text; of a table without partitions, by ''."""
+    files = spark.table(f"{spec.identifier}.files")
+    column = "cast(partition AS string)" if "partition" in files.columns else "''"
+    found: dict[str, list[int]] = {}
+    for row in files.selectExpr(f"{column} AS place", "file_size_in_bytes AS size").collect():
+        found.setdefault(row["place"], []).append(row["size"])
+    return found
+
+
+def measure_table(
+    spark: SparkSession, settings: Settings, spec: TableSpec, orphans: Removed | None = None
+) -> dict[str, Any] | None:
+    """A table as a row of `ops.storage`, with the orphans that were removed; None if there is no such table yet."""
+    table = lake.open_table(settings, spec.name)
+    if table is None:
+        return None
+    sizes = file_sizes(spark, spec)
+    hot = max(sizes, default=None) if spec.partitioned_by else None
+    location = table.location()
+    snapshot = table.current_snapshot()
+    return {
+        "kind": "table",
+        "name": spec.name,
+        "snapshots": len(table.metadata.snapshots),
+        "tags": len(_tags(settings, spec.name)),
+        "manifests": len(snapshot.manifests(table.io)) if snapshot else 0,
+        "stored_bytes": _stored(spark, location),
+        "metadata_bytes": _stored(spark, f"{location}/metadata"),
+        "orphan_files": orphans.files if orphans else None,
+        "orphan_bytes": orphans.size_bytes if orphans else None,
+        **_counted(sizes, spec.target_file_bytes, hot),
+    }
+
+
+def measure_index(settings: Settings, spec: IndexSpec) -> list[dict[str, Any]]:
+    """The bases of an index, and each of its deltas, as rows of `ops.storage`."""
+    versions = Versions(settings.paths.indices, spec.name)
+    rows: list[dict[str, Any]] = []
+    if manifests := versions.manifests():
+        files = [file.size_bytes for m in manifests for shard in m.shards for file in shard.files]
+        rows.append(
+            {
+                "kind": "bases",
+                "name": spec.name,
+                "files": len(files),
+                "bytes": sum(files),
+                "snapshots": len(manifests),
+                "stored_bytes": _folder_bytes(versions.folder),
+            }
+        )
+    for path in _deltas(settings, spec.name):
+        sizes = delta.sizes(path)
+        rows.append(
+            {
+                "kind": "delta",
+                "name": f"{spec.name}/{path.name}",
+                "stored_bytes": _folder_bytes(path),
+                "metadata_bytes": _folder_bytes(path / "_delta_log"),
+                **_counted(sizes, delta.TARGET_FILE_BYTES, max(sizes, default=None)),
+            }
+        )
+    return rows
+
+
+def _counted(sizes: Mapping[str, Sequence[int]], target_bytes: int, hot: str | None) -> dict[str, Any]:
+    small, share = small_files(sizes, target_bytes, hot)
+    return {
+        "files": sum(map(len, sizes.values())),
+        "bytes": sum(map(sum, sizes.values())),
+        "partitions": len(sizes),
+        "max_files_per_partition": max(map(len, sizes.values()), default=0),
+        "small_files": small,
+        "small_file_pct": share,
+    }
+
+
+def survey(
+    spark: SparkSession, settings: Settings, orphans: Mapping[str, Removed | None] | None = None
+) -> list[dict[str, Any]]:
+    """Measure every table, base and delta, and append it to `ops.storage` with the time and what it costs; the rows.
+
+    Args:
+        spark: The session.
+        settings: Where everything is, and what storage costs.
+        orphans: What was just removed from which table.
+    """
+    lake.ensure(spark, lake.OPS_STORAGE)
+    removed = orphans or {}
+    tables = (measure_table(spark, settings, spec, removed.get(spec.name)) for spec in specs().values())
+    measured = [row for row in tables if row is not None]
+    measured += [row for spec in INDICES.values() for row in measure_index(settings, spec)]
+    price = settings.maintenance.usd_micros_per_gib_month
+    now = datetime.now(UTC)
+    schema = spark.table(lake.OPS_STORAGE.identifier).schema
+    rows = [
+        dict.fromkeys(schema.names)
+        | row
+        | {"at": now, "cost_usd_micros_month": -(-row["stored_bytes"] * price // _GIB)}
+        for row in measured
+    ]
+    if rows:
+        lake.append(spark.createDataFrame(rows, schema).coalesce(1), lake.OPS_STORAGE)
+    return rows
+
+
+def newest(settings: Settings) -> list[dict[str, Any]]:
+    """The newest row of everything in `ops.storage`, the greatest first. Needs no Spark."""
+    table = lake.open_table(settings, lake.OPS_STORAGE.name)
+    rows = table.scan().to_arrow().to_pylist() if table is not None else []
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["at"]):
+        last[row["kind"], row["name"]] = row
+    return sorted(last.values(), key=lambda row: -row["stored_bytes"])
+
+
+def _stored(spark: SparkSession, location: str) -> int:
+    path = _path(spark, location)
+    files = path.getFileSystem(spark._jsc.hadoopConfiguration())
+    return int(files.getContentSummary(path).getLength())
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # a temporary file, renamed or removed meanwhile
+            continue
+    return total
