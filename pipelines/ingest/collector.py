@@ -24,6 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from pipelines import logs
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode
 from pipelines.contracts.contract import Refused, read_json
 from pipelines.indexing.position import merge_all
@@ -339,9 +340,12 @@ def _json(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | Non
 
 def main() -> None:
     """Serve until the process is told to end."""
+    logs.configure("collector")
     settings = load()
     host, port = settings.collector.host, settings.collector.port
-    uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        create_app(settings), host=host, port=port, log_config=None, log_level="warning", access_log=False
+    )
 
 
 if __name__ == "__main__":
