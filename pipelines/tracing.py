@@ -55,7 +55,7 @@ class Trace(NamedTuple):
         return {TRACEPARENT: self.traceparent, REQUEST_ID: self.request_id}
 
     @property
-    def record_headers(self) -> list[tuple[str, bytes]]:
+    def record_headers(self) -> list[tuple[str, str | bytes | None]]:
         """The same, as Kafka takes them."""
         return [(name, value.encode()) for name, value in self.headers.items()]
 
