@@ -128,7 +128,7 @@ class Lines:
         if {"time", "level", "message"} <= said.keys():
             return line
         renamed = {"timestamp": "time", "event": "message"}  # structlog's, which Dagster uses
-        return self._written({renamed.get(name, name): value for name, value in said.items()})
+        return self._written({(renamed.get(name) or name): value for name, value in said.items()})
 
     def _written(self, said: Mapping[str, Any]) -> bytes:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -41,7 +41,7 @@ _PAUSE_S = 1.0
 """After the broker did not answer, for so long requests are turned away at once, not each after its own wait."""
 _THREADS = 32
 _REFUSED_IN_LOG = 10
-log = logging.getLogger(__name__)
+log = logging.getLogger("pipelines.ingest.collector")  # which is run as __main__, too
 
 
 class Problem(Exception):

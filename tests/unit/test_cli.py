@@ -36,6 +36,8 @@ COMMANDS = [
     "query",
     "dead-letters",
     "account",
+    "trace",
+    "logs",
     "bench",
     "demo",
 ]
