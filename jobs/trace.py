@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from jobs.controls import RUNNING, STOPPED
+from jobs.controls import RUNNING
 from pipelines.contracts import REASONS
 from pipelines.curate import Part
 from pipelines.indexing.delta import Marker
@@ -239,8 +239,7 @@ def _kafka(record: Record, evidence: Evidence) -> Stage:
 def _archive(record: Record, evidence: Evidence) -> Stage:
     commit = evidence.commit
     if commit is None:
-        trigger = f"it commits every {evidence.archive_trigger_ms / 1000:g} s"
-        return Stage("archive", None, WAITING, None, _not_yet(ARCHIVE, evidence, trigger))
+        return Stage("archive", None, WAITING, None, _not_yet(ARCHIVE, evidence))
     by = f"load {record.load[0]}, row {record.load[1]}" if record.load else "by another hand"
     if commit.epoch is not None and not record.load:
         by = f"epoch {ARCHIVE}/{commit.incarnation}/{commit.epoch}"
@@ -249,8 +248,8 @@ def _archive(record: Record, evidence: Evidence) -> Stage:
     return Stage("archive", None, DONE, commit.at_ms, f"{by}, snapshot {commit.snapshot_id}{late}", facts)
 
 
-def _not_yet(stream: str, evidence: Evidence, otherwise: str) -> str:
-    return f"not yet: {evidence.streams.get(stream) or otherwise}"
+def _not_yet(stream: str, evidence: Evidence) -> str:
+    return f"not yet: {evidence.streams[stream]}"
 
 
 def _delta(record: Record, index: str, known: OfIndex, evidence: Evidence) -> Stage:
@@ -283,9 +282,7 @@ def _delta(record: Record, index: str, known: OfIndex, evidence: Evidence) -> St
     if known.base is not None:
         detail = "no epoch of the delta has it (retired, or its stream had not come so far): the base has"
         return Stage("delta", index, UNKNOWN, None, detail)
-    return Stage(
-        "delta", index, WAITING, None, _not_yet(known.stream, evidence, f"{known.stream} runs, and is behind")
-    )
+    return Stage("delta", index, WAITING, None, _not_yet(known.stream, evidence))
 
 
 def _overlay(record: Record, index: str, known: OfIndex) -> Stage:
@@ -411,14 +408,19 @@ def _clock(time_ms: int) -> str:
     return iso(time_ms)[11:]
 
 
-def stream_problem(name: str, wanted: bool, status: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What holds a stream up, from what the streaming process says; None if nothing does."""
-    if not wanted:
+def stream_state(name: str, is_wanted: bool, status: Mapping[str, Mapping[str, Any]]) -> str:
+    """How a stream is doing, from what the streaming process says: why it does not have a record yet."""
+    if not is_wanted:
         return f"the stream {name} is stopped by request; `tidemark start {name}`"
     if not status:
         return "the streaming process does not run; `tidemark up streams`"
     mine = status.get(name, {})
-    if mine.get("state") in (RUNNING, None):
-        return None
+    if mine.get("state", RUNNING) == RUNNING:
+        newest = (
+            f"its newest epoch, {mine['epoch']}, began {mine['at'][11:]}"
+            if "epoch" in mine
+            else "it has begun"
+        )
+        return f"the stream {name} runs; {newest}"
     why = f" ({mine['detail']})" if mine.get("detail") else ""
-    return f"the stream {name} is {STOPPED if mine['state'] == STOPPED else mine['state']}{why}"
+    return f"the stream {name} is {mine['state']}{why}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -87,9 +88,10 @@ def _print_report(report: Report) -> None:
         title = f"{report.topic}, {report.id}{whose}: record {record.name} ({what})"
         console.table(title, ("stage", "time (UTC)", "+ms", "", "what"), rows, said)
     for answer in report.answers:
-        console.say(f"serving, {' / '.join(answer.identity)}: {answer.detail} {answer.found or ''}")
+        found = f" {json.dumps(answer.found, ensure_ascii=False)}" if answer.found else ""
+        print(f"serving now, {' / '.join(answer.identity)}: {answer.detail}{found}")
     for refused in report.refused_at_the_door:
-        console.say(
+        print(
             f"refused by the collector at {refused['time']}, request {refused['request_id']}: {refused['detail']}"
         )
     for note in report.notes:
@@ -213,8 +215,6 @@ def _merged(logs: Iterable[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]
 
 
 def _print_line(line: dict[str, Any], as_json: bool) -> None:
-    import json
-
     from pipelines import logs as logging
 
     print(json.dumps(line) if as_json else f"{line.get('process', '')} {logging.readable(line)}", flush=True)

@@ -56,6 +56,7 @@ EVIDENCE = Evidence(
     DOOR,
     Commit(99, T + 9_000, 1, 3, True),
     {"user_events": WHOLE},
+    {"archive": "the archive runs", "user_interactions": "the stream runs"},
 )
 
 
@@ -107,33 +108,27 @@ def test_a_load_is_served_from_the_next_base_on() -> None:
     assert trace.is_visible(LOADED, evidence._replace(indices={"user_events": known}))
 
 
-@pytest.mark.parametrize(
-    ("problem", "why"),
-    [
-        ({}, "not yet: it commits every 10 s"),
-        (
-            {"archive": "the stream archive is stopped by request"},
-            "not yet: the stream archive is stopped by request",
-        ),
-    ],
-)
-def test_why_the_archive_does_not_have_it(problem: dict[str, str], why: str) -> None:
-    assert told(RECORD, EVIDENCE._replace(commit=None, streams=problem))["archive"] == ("waiting", why)
+def test_why_the_archive_does_not_have_it() -> None:
+    assert told(RECORD, EVIDENCE._replace(commit=None))["archive"] == ("waiting", "not yet: the archive runs")
 
 
 @pytest.mark.parametrize(
     ("wanted", "status", "why"),
     [
-        (True, {"s": {"state": "running"}}, None),
-        (True, {"other": {"state": "running"}}, None),
+        (True, {"s": {"state": "running"}}, "the stream s runs; it has begun"),
+        (
+            True,
+            {"s": {"state": "running", "epoch": 7, "at": "2026-01-01T10:00:00.000Z"}},
+            "the stream s runs; its newest epoch, 7, began 10:00:00.000Z",
+        ),
         (False, {"s": {"state": "stopped"}}, "the stream s is stopped by request; `tidemark start s`"),
         (True, {}, "the streaming process does not run; `tidemark up streams`"),
         (True, {"s": {"state": "failing", "detail": "no broker"}}, "the stream s is failing (no broker)"),
         (True, {"s": {"state": "starting", "detail": ""}}, "the stream s is starting"),
     ],
 )
-def test_what_holds_a_stream_up(wanted: bool, status: dict[str, Any], why: str | None) -> None:
-    assert trace.stream_problem("s", wanted, status) == why
+def test_what_holds_a_stream_up(wanted: bool, status: dict[str, Any], why: str) -> None:
+    assert trace.stream_state("s", wanted, status) == why
 
 
 @pytest.mark.parametrize(
@@ -169,7 +164,7 @@ def test_a_commit_whose_elders_have_expired_says_so() -> None:
 @pytest.mark.parametrize(
     ("known", "stage", "state", "why"),
     [
-        ({"epoch": None, "base": None}, "delta", "waiting", "user_interactions runs, and is behind"),
+        ({"epoch": None, "base": None}, "delta", "waiting", "not yet: the stream runs"),
         ({"epoch": None}, "delta", "unknown", "the base has"),
         ({"epoch": EPOCH._replace(is_retired=True)}, "delta", "done", "retired from the delta since"),
         ({"epoch": EPOCH._replace(committed_at_ms=None)}, "delta", "done", "transformed 08:00:00.700Z"),
