@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from jobs import log_files
+from pipelines import logs
 from pipelines.errors import TidemarkError
 
 
@@ -103,14 +105,17 @@ def _diverted(log: Path | None) -> Iterator[TextIO]:
     if log is None:
         yield sys.stderr
         return
-    log.parent.mkdir(parents=True, exist_ok=True)
+    os.environ[logs.PROCESS] = log.stem
     sys.stdout.flush()
     sys.stderr.flush()
     kept = {number: os.dup(number) for number in (1, 2)}
-    with log.open("ab") as out, os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace") as screen:
+    with (
+        log_files.kept(log.stem, log) as out,
+        os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace") as screen,
+    ):
         try:
             for number in kept:
-                os.dup2(out.fileno(), number)
+                os.dup2(out, number)
             yield screen
         finally:
             sys.stdout.flush()

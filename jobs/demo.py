@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs import client, console, processes
+from jobs import client, console, log_files, processes
 from pipelines import preflight
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
@@ -152,12 +152,11 @@ def prepare(settings: Settings, fraction: float) -> None:
         return
     _headline("From history to a served base (a few minutes)")
     log = settings.paths.logs / "demo.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     token = f"prepare:{uuid.uuid4().hex}"
     environment = {**os.environ, **settings.environment, processes.TOKEN: token}
     record = None
     try:
-        with processes.uninterrupted(), log.open("ab") as errors:
+        with processes.uninterrupted(), log_files.kept("demo", log) as errors:
             child = subprocess.Popen(
                 [sys.executable, "-m", "jobs.demo", str(fraction)],
                 stdin=subprocess.DEVNULL,

@@ -24,14 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs import controls
-from pipelines import preflight
+from jobs import controls, log_files
+from pipelines import logs, preflight
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
 
 TOKEN = "TIDEMARK_PROCESS"
 PORT_PATIENCE_S = 5.0
-MAX_LOG_BYTES = 20 * 1024 * 1024
 Say = Callable[[str], None]
 
 
@@ -260,14 +259,11 @@ class Supervisor(NamedTuple):
         say(f"{process.name}: ready")
 
     def _spawn(self, process: Process) -> Record:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.log_file(process.name)
-        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-            log.replace(log.with_suffix(".log.1"))
         command = tuple(process.command())
         token = f"{process.name}:{uuid.uuid4().hex}"
-        environment = {**os.environ, **dict(process.environment), TOKEN: token}
-        with uninterrupted(), log.open("ab") as output:
+        named = {logs.PROCESS: process.name, TOKEN: token}
+        environment = {**os.environ, **dict(process.environment), **named}
+        with uninterrupted(), log_files.kept(process.name, self.log_file(process.name)) as output:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -287,6 +283,7 @@ class Supervisor(NamedTuple):
         pause = 0.05
         while (missing := process.is_ready()) is not None:
             if not is_alive(record):
+                log_files.await_whole(self.log_file(process.name))
                 raise ProcessError(
                     f"{process.name} ended while it was starting:\n{self.last_lines(process.name)}",
                     where=str(self.log_file(process.name)),
@@ -353,14 +350,15 @@ class Supervisor(NamedTuple):
         )
 
     def last_lines(self, name: str, count: int = 15) -> str:
+        """The end of a log, for a person."""
         try:
             with self.log_file(name).open("rb") as log:
                 log.seek(0, os.SEEK_END)
-                log.seek(max(0, log.tell() - 16_384))
-                lines = log.read().decode(errors="replace").splitlines()
+                log.seek(max(0, log.tell() - 65_536))
+                found = [logs.readable(line) for raw in log if (line := logs.parse(raw))]
         except OSError:
             return "(no log)"
-        return "\n".join(f"  {line}" for line in lines[-count:])
+        return "\n".join(f"  {line}" for line in "\n".join(found).splitlines()[-count:])
 
 
 def _wait_until(is_done: Callable[[], bool], timeout_s: float) -> bool:
@@ -486,7 +484,19 @@ def _dagster(settings: Settings) -> Process:
 
     def command() -> Sequence[str]:
         prepare_dagster_home(settings)
-        return _python("-m", "dagster", "dev", "-m", "jobs.definitions", "-h", host, "-p", str(port))
+        return _python(
+            "-m",
+            "dagster",
+            "dev",
+            "-m",
+            "jobs.definitions",
+            "-h",
+            host,
+            "-p",
+            str(port),
+            "--log-format",
+            "json",
+        )
 
     return Process(
         "dagster",

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -204,15 +203,13 @@ def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
 
 def main() -> int:
     """Runs until SIGTERM or SIGINT; 1 when Spark itself is gone, so that a supervisor starts the process again."""
+    from pipelines import logs
     from pipelines import settings as settings_module
     from pipelines.indexing.spec import lineage
     from pipelines.indices import INDICES
     from pipelines.spark import session
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("py4j").setLevel(logging.WARNING)
+    logs.configure("streams")
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())

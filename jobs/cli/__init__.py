@@ -24,6 +24,7 @@ import jobs.cli.data
 import jobs.cli.contracts
 import jobs.cli.replays
 import jobs.cli.upkeep
+import jobs.cli.seeing
 import jobs.cli.trying  # noqa: F401
 # isort: on
 
@@ -53,11 +54,18 @@ def main() -> None:
 
 def _log_trace() -> None:
     import contextlib
-    import traceback
+    import logging
+    from logging.handlers import RotatingFileHandler
+
+    from pipelines import logs
 
     with contextlib.suppress(Exception):
-        log = load_settings().paths.logs / "cli.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as out:
-            out.write(f"$ {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
-        print(f"the whole trace is in {log}", file=sys.stderr)
+        path = load_settings().paths.logs / "cli.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = RotatingFileHandler(path, maxBytes=2**20, backupCount=1)
+        handler.setFormatter(logs.JsonLines("cli"))
+        log = logging.getLogger("cli")
+        log.addHandler(handler)
+        log.propagate = False
+        log.error("$ %s", " ".join(sys.argv), exc_info=True)
+        print(f"the whole trace is in {path}", file=sys.stderr)

@@ -192,24 +192,27 @@ def send(
 
     Give that position to `query … --min-position`, or to `build --wait`.
     """
+    from pipelines import tracing
     from pipelines.contracts import contract_of
     from pipelines.ingest.producer import Producer
 
-    settings, contract = load_settings(), contract_of(topic)
+    settings, contract, trace = load_settings(), contract_of(topic), tracing.begin()
     lines = read_records(records or [], file)
     with Producer(settings) as producer:
         if unchecked:
             from pipelines.indexing.position import merge_all
 
-            sent = producer.send(contract.topic, [(None, line.encode()) for line in lines])
+            sent = producer.send(contract.topic, [(None, line.encode()) for line in lines], trace)
             position = merge_all(delivery.position for delivery in sent)
         else:
             objects = [parse_record(line, number) for number, line in enumerate(lines, 1)]
-            position = producer.send_objects(contract, [filled(one) for one in objects] if fill else objects)
+            chosen = [filled(one) for one in objects] if fill else objects
+            position = producer.send_objects(contract, chosen, trace)
     if as_json:
-        console.emit_json({"sent": len(lines), "topic": contract.topic, "position": position.token()})
+        sent_as = {"sent": len(lines), "topic": contract.topic, "trace_id": trace.trace_id}
+        console.emit_json({**sent_as, "position": position.token()})
     else:
-        console.say(f"{len(lines)} sent to {contract.topic}; the position is")
+        console.say(f"{len(lines)} sent to {contract.topic} (trace {trace.trace_id}); the position is")
         print(position.token())
 
 

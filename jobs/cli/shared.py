@@ -27,6 +27,7 @@ app.add_typer(query_app, name="query", rich_help_panel="Answers")
 app.add_typer(letters_app, name="dead-letters", rich_help_panel="Data")
 
 PROCESSES, DATA, BASES, ANSWERS, TRYING = "Processes", "Data", "Bases", "Answers", "Trying it"
+SEEING = "Seeing"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Names = Annotated[

@@ -34,6 +34,7 @@ from pipelines.indexing import position as positions
 from pipelines.indexing.files import replace_text
 from pipelines.indexing.position import Position
 from pipelines.indexing.spec import IndexSpec
+from pipelines.tracing import Ranges
 
 EPOCH_FIELDS = (
     pa.field("stream", pa.string()),
@@ -79,6 +80,14 @@ class Marker(NamedTuple):
     def name(self) -> str:
         """The epoch's name to people: stream/incarnation/epoch."""
         return f"{self.stream}/{self.incarnation}/{self.epoch}"
+
+    @property
+    def places(self) -> Ranges:
+        """The records that it read."""
+        return {
+            topic: {str(p): [(self.start.topics.get(topic, {}).get(p, 0), end)] for p, end in ends.items()}
+            for topic, ends in self.end.topics.items()
+        }
 
     def to_text(self) -> str:
         """One line of JSON; ``read_marker`` reads it."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.base import Base
-from pipelines.indexing.delta import Epoch, Tailer
+from pipelines.indexing.delta import Epoch, Marker, Tailer
 from pipelines.indexing.position import Position
 from pipelines.indexing.view import View, view
 
@@ -32,6 +32,9 @@ class Overlay:
         self.max_facts = max_facts
         self._tailer = Tailer(base.spec, path) if path else None
         self._last_epoch: str | None = None
+        self.folded: (
+            list[Marker] | None
+        ) = []  # by the last `advance`; None: more than one by one, to catch up
         self.freshness_s: float | None = (
             None  # of the last fold: from the broker to here, for its newest record
         )
@@ -70,9 +73,11 @@ class Overlay:
         before = self._tailer.version
         epochs = self._tailer.poll() if before >= 0 else None
         if epochs is None:
+            self.folded = None
             self._fold_snapshot(self._tailer)
         else:
             fresh = list(self._after_cut(epochs))
+            self.folded = [epoch.marker for epoch in fresh]
             if fresh:
                 self._fold(fresh, positions.merge_all(epoch.marker.end for epoch in fresh))
         return self._tailer.version > before

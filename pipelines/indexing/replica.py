@@ -159,12 +159,22 @@ class Follower:
                 if moved:
                     with self._changed:
                         self._changed.notify_all()
+                    self._say_folded()
                 else:
                     self._stopping.wait(POLL_S)
             except Exception as error:
                 log.exception("following the delta of %s failed", self.spec.name)
                 self._error = str(error)
                 self._stopping.wait(1.0)
+
+    def _say_folded(self) -> None:
+        """A line for each epoch that can be read from now on; one for all where the overlay had to catch up."""
+        said = {"index": self.spec.name, "replica": self._replica}
+        if self._overlay.folded is None:
+            log.info("caught up", extra={**said, **_reached(self.view.position)})
+        for marker in self._overlay.folded or ():
+            epoch = {"stream": marker.stream, "incarnation": marker.incarnation, "epoch": marker.epoch}
+            log.info("folded", extra={**said, **epoch, "places": marker.places})
 
     def _is_first_swap_done(self) -> bool:
         pointer = self.versions.pointer(self._replica)
@@ -181,7 +191,9 @@ class Follower:
         self.versions.report(this_replica(self._replica, pointer.generation, pointer.version, None))
         with self._changed:
             self._changed.notify_all()
-        log.info("%s serves %s, generation %d", self.spec.name, pointer.version, pointer.generation)
+        said = {"index": self.spec.name, "replica": self._replica, "base_version": pointer.version}
+        reached = _reached(overlay.view.position)
+        log.info("serves %s", pointer.version, extra={**said, "generation": pointer.generation, **reached})
 
     def _prepare(self) -> None:
         """Watch the pointer; open what it names and catch up, while the old view is served."""
@@ -221,6 +233,14 @@ class Follower:
 
                 DocumentsView(base).warm(path)
         return base
+
+
+def _reached(position: Position) -> dict[str, Any]:
+    """A position for a log line: everything before it can be read."""
+    places = {
+        topic: {str(p): [(0, end)] for p, end in ends.items()} for topic, ends in position.topics.items()
+    }
+    return {"places": places, "loads": sorted(position.loads)}
 
 
 class Replica:

@@ -299,6 +299,10 @@ class HotStreamRun:
         for spec in self.specs:
             facts = self.facts(spec, rows) if accepted.num_rows else fact.schema(spec).empty_table()
             self._writer(spec).commit(marker._replace(transformed_at_ms=_now_ms()), facts)
+        said = {"stream": marker.stream, "incarnation": incarnation, "epoch": epoch, "places": marker.places}
+        indices = [spec.name for spec in self.specs]
+        took = {"records": marker.records, "refused": marker.refused, "took_ms": _now_ms() - started_at_ms}
+        log.info("epoch %d committed", epoch, extra={**said, "indices": indices, **took})
         return marker
 
     def facts(self, spec: IndexSpec, rows: DataFrame) -> pa.Table:

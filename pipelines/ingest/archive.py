@@ -27,6 +27,7 @@ from pipelines.indexing.streaming import Committed, Gap
 from pipelines.ingest import broker, evolution
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
+from pipelines.tracing import Ranges
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 STREAM = "archive"
 MAX_ROWS_PER_EPOCH = 200_000
+log = logging.getLogger(__name__)
 
 
 def start(
@@ -88,7 +90,7 @@ def archive_epoch(
     said = {lake.STREAM: STREAM, lake.INCARNATION: str(incarnation), lake.EPOCH: str(epoch)}
     batch = batch.persist()
     try:
-        ends, newest_ms = _ends(batch)
+        ends, places, newest_ms = _ends(batch)
         if not ends:
             return Position()
         now = F.timestamp_millis(F.lit(time.time_ns() // 1_000_000))
@@ -116,6 +118,17 @@ def archive_epoch(
                 rows.coalesce(1), spec, said | brought
             )  # one file an epoch: there will be many epochs
             failpoints.hit("archive.after_iceberg_commit")
+            log.info(
+                "epoch %d archived",
+                epoch,
+                extra={
+                    "stream": STREAM,
+                    "incarnation": incarnation,
+                    "epoch": epoch,
+                    "table": spec.name,
+                    "places": places[contract.topic],
+                },
+            )
         return merge_all(ends.values())
     finally:
         batch.unpersist()
@@ -187,20 +200,25 @@ def _letters(contract: Contract, batch: DataFrame) -> DataFrame:
     return frames.examined(contract, rows).withColumn("topic", F.lit(contract.topic))
 
 
-def _ends(batch: DataFrame) -> tuple[dict[str, Position], int]:
-    """Where the batch ends in each topic, and the newest broker time in it."""
+def _ends(batch: DataFrame) -> tuple[dict[str, Position], dict[str, Ranges], int]:
+    """Where the batch ends in each topic, the places that it has of it, and the newest broker time in it."""
     from pyspark.sql import functions as F
 
     found = batch.groupBy("topic", "topic_id", "partition").agg(
-        F.max("offset").alias("last"), F.max(F.unix_millis("broker_time")).alias("newest")
+        F.min("offset").alias("first"),
+        F.max("offset").alias("last"),
+        F.max(F.unix_millis("broker_time")).alias("newest"),
     )
     ends: dict[str, Position] = {}
+    places: dict[str, Ranges] = {}
     newest = 0
     for row in found.collect():
         end = Position({row["topic_id"]: {row["partition"]: row["last"] + 1}})
         ends[row["topic"]] = ends.get(row["topic"], Position()).merge(end)
+        mine = places.setdefault(row["topic"], {}).setdefault(row["topic_id"], {})
+        mine[str(row["partition"])] = [(row["first"], row["last"] + 1)]
         newest = max(newest, row["newest"])
-    return ends, newest
+    return ends, places, newest
 
 
 def _is_done(settings: Settings, spec: lake.TableSpec, incarnation: int, epoch: int) -> bool:

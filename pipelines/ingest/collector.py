@@ -1,8 +1,9 @@
 """The collector: an HTTP service that checks records by their contract and writes them to Kafka.
 
 Belongs here: HTTP, and what an answer promises. A record is answered as accepted, with its position, only after the
-broker acknowledged it with acks=all; a refused one is not written. Does not belong here: what is valid (`contracts`),
-how records are sent (`producer`).
+broker acknowledged it with acks=all; a refused one is not written. Each request has a trace, which its answer, its
+records and the one log line about it carry. Does not belong here: what is valid (`contracts`), how records are sent
+(`producer`).
 
 Run it with `python -m pipelines.ingest.collector`.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -24,12 +26,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from pipelines import logs, tracing
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode
 from pipelines.contracts.contract import Refused, read_json
 from pipelines.indexing.position import merge_all
 from pipelines.ingest.evolution import Known
 from pipelines.ingest.producer import Delivery, NotDelivered, Producer
 from pipelines.settings import Settings, load
+from pipelines.tracing import Trace
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_RECORDS = 1_000
@@ -37,6 +41,8 @@ RETRY_AFTER_S = 2
 _PAUSE_S = 1.0
 """After the broker did not answer, for so long requests are turned away at once, not each after its own wait."""
 _THREADS = 32
+_REFUSED_IN_LOG = 10
+log = logging.getLogger("pipelines.ingest.collector")  # which is run as __main__, too
 
 
 class Problem(Exception):
@@ -99,14 +105,14 @@ class Collector:
         self.threads = ThreadPoolExecutor(_THREADS, "collector")
         self._pause_until = 0.0
 
-    def take(self, endpoint: Endpoint, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Answer a request's body: a status and a JSON object.
+    def take(self, endpoint: Endpoint, body: bytes, trace: Trace) -> tuple[int, dict[str, Any]]:
+        """Answer a request's body: a status and a JSON object. One line of the log says what became of it.
 
         Raises:
             Problem: The body is not records; nothing was looked at further, and nothing was sent.
             NotDelivered: The broker did not acknowledge every valid record; the client should send all of them again.
         """
-        contract = self.known(endpoint.contract)
+        contract, began = self.known(endpoint.contract), time.perf_counter()
         values = [orjson.dumps(record) for record in _records(endpoint, body)]
         now_ms = time.time_ns() // 1_000_000
         rows = [decode(contract, value, now_ms) for value in values]
@@ -115,11 +121,18 @@ class Collector:
             for row, value in zip(rows, values, strict=True)
             if not isinstance(row, Refusal)
         ]
-        deliveries = self._send(contract, sent) if sent else []
+        deliveries = self._send(contract, sent, trace) if sent else []
         for row in rows:
             if isinstance(row, Refusal):
                 self.metrics.records.labels(contract.topic, "refused", row.reason).inc()
         self.metrics.records.labels(contract.topic, "accepted", "").inc(len(sent))
+        said = {
+            "topic": contract.topic,
+            "places": tracing.ranges_of(delivery.place for delivery in deliveries),
+            "refused": _refused_in_log(contract, rows, values),
+            "took_ms": round(1000 * (time.perf_counter() - began), 1),
+        }
+        log.info("took %d of %d records", len(sent), len(rows), extra=trace.fields | said)
         remaining = iter(deliveries)
         results = [
             _refused(number, row) if isinstance(row, Refusal) else _accepted(number, next(remaining))
@@ -139,14 +152,14 @@ class Collector:
         answer["error"] = {"field": first.field or "body", "message": first.detail, "allowed": "see results"}
         return 400, answer
 
-    def _send(self, contract: Contract, records: list[tuple[bytes, bytes]]) -> list[Delivery]:
+    def _send(self, contract: Contract, records: list[tuple[bytes, bytes]], trace: Trace) -> list[Delivery]:
         if time.monotonic() < self._pause_until:
             raise NotDelivered(
                 "the broker did not answer a moment ago", remedy=f"send them again after {RETRY_AFTER_S} s"
             )
         began = time.perf_counter()
         try:
-            deliveries = self.producer.send(contract.topic, list(records))
+            deliveries = self.producer.send(contract.topic, list(records), trace)
         except NotDelivered:
             self._pause_until = time.monotonic() + _PAUSE_S
             self.metrics.records.labels(contract.topic, "not_delivered", "").inc(len(records))
@@ -208,15 +221,21 @@ def create_app(settings: Settings, producer: Producer | None = None) -> FastAPI:
 def _add(app: FastAPI, endpoint: Endpoint) -> None:
     async def post(request: Request) -> Response:
         collector: Collector = request.app.state.collector
-        headers: dict[str, str] = {}
+        trace = tracing.begin(
+            request.headers.get(tracing.TRACEPARENT), request.headers.get(tracing.REQUEST_ID)
+        )
+        headers = trace.headers
         try:
             body = await _body(request)
             loop = asyncio.get_running_loop()
-            status, answer = await loop.run_in_executor(collector.threads, collector.take, endpoint, body)
+            status, answer = await loop.run_in_executor(
+                collector.threads, collector.take, endpoint, body, trace
+            )
         except Problem as problem:
             status, answer = problem.status, {"error": problem.error}
         except NotDelivered as error:
-            status, headers = 503, {"Retry-After": str(RETRY_AFTER_S)}
+            status, headers = 503, headers | {"Retry-After": str(RETRY_AFTER_S)}
+            log.warning("not delivered: %s", error.what, extra=trace.fields)
             answer = {"error": {"field": "", "message": error.what, "allowed": error.remedy}}
         except ClientDisconnect:
             status, answer = (
@@ -235,7 +254,8 @@ def _add(app: FastAPI, endpoint: Endpoint) -> None:
         description=(
             "Each record is listed as accepted, with the position to pass to the serving side as `min_position`, or as "
             "refused, with the reason; a refused one is not written. 400: none was accepted. 503: the broker did not "
-            "acknowledge all of them; send the request again, repeats change nothing."
+            "acknowledge all of them; send the request again, repeats change nothing. The answer has the request's "
+            "`traceparent` and `X-Request-Id`, as they came or new ones; `tidemark trace` follows them."
         ),
         responses=_responses(endpoint),
         openapi_extra={"requestBody": _request_body(endpoint)},
@@ -281,6 +301,23 @@ def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
         413: described(f"The body has more than {MAX_BODY_BYTES} bytes.", error),
         503: described("The broker does not acknowledge; try again after Retry-After seconds.", error),
     }
+
+
+def _refused_in_log(
+    contract: Contract, rows: Sequence[Mapping[str, Any] | Refusal], values: Sequence[bytes]
+) -> list[dict[str, Any]]:
+    """The first refused records, with the ids that they have: nothing else keeps them."""
+    named = [(row, value) for row, value in zip(rows, values, strict=True) if isinstance(row, Refusal)]
+    found = []
+    for row, value in named[:_REFUSED_IN_LOG]:
+        record = orjson.loads(value)
+        ids = {
+            name: record[name]
+            for name in contract.row_schema.names
+            if name.endswith("_id") and isinstance(record, dict) and isinstance(record.get(name), str)
+        }
+        found.append({"reason": row.reason, "detail": row.detail, **ids})
+    return found
 
 
 async def _body(request: Request) -> bytes:
@@ -341,9 +378,12 @@ def _json(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | Non
 
 def main() -> None:
     """Serve until the process is told to end."""
+    logs.configure("collector")
     settings = load()
     host, port = settings.collector.host, settings.collector.port
-    uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        create_app(settings), host=host, port=port, log_config=None, log_level="warning", access_log=False
+    )
 
 
 if __name__ == "__main__":

@@ -17,16 +17,19 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as KafkaProducer
 
+from pipelines import tracing
 from pipelines.contracts import Contract, Refusal, decode
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import Position, merge_all
 from pipelines.ingest import broker
 from pipelines.ingest.broker import BrokerError
 from pipelines.settings import Settings
+from pipelines.tracing import Place, Trace
 
 TIMEOUT_S = 5.0
 _TOPIC_IDS_FOR_S = 2.0
 _AT_ONCE = 10_000
+Headers = list[tuple[str, str | bytes | None]]
 
 _silent = logging.getLogger("tidemark.kafka")
 
@@ -51,6 +54,11 @@ class Delivery(NamedTuple):
     def position(self) -> Position:
         """The least position that covers the record."""
         return Position({self.topic_id: {self.partition: self.offset + 1}})
+
+    @property
+    def place(self) -> Place:
+        """What names the record from now on."""
+        return Place(self.topic_id, self.partition, self.offset)
 
 
 class _Batch:
@@ -122,26 +130,38 @@ class Producer:
         self._is_closed.set()
         self._poller.join(2)
 
-    def send(self, topic: str, records: Sequence[tuple[bytes | None, bytes | None]]) -> list[Delivery]:
+    def send(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes | None]], trace: Trace | None = None
+    ) -> list[Delivery]:
         """Send (key, value) pairs; returns when the broker has acknowledged all of them.
+
+        Args:
+            topic: The topic.
+            records: Their keys and values.
+            trace: What their headers say; a new one if there is none.
 
         Raises:
             NotDelivered: It has not, within the time (which each ten thousand of them have for themselves).
         """
         parts = [records[start : start + _AT_ONCE] for start in range(0, len(records), _AT_ONCE)]
-        return [delivery for part in parts for delivery in self._send(topic, part)]
+        headers = (trace or tracing.begin()).record_headers
+        return [delivery for part in parts for delivery in self._send(topic, part, headers)]
 
-    def _send(self, topic: str, records: Sequence[tuple[bytes | None, bytes | None]]) -> list[Delivery]:
+    def _send(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes | None]], headers: Headers
+    ) -> list[Delivery]:
         batch = _Batch(len(records))
         deadline = time.monotonic() + self._timeout_s
         for place, (key, value) in enumerate(records):
-            self._produce(topic, key, value, batch.reporter(place), deadline)
+            self._produce(topic, key, value, headers, batch.reporter(place), deadline)
         if not batch.done.wait(max(0.0, deadline - time.monotonic()) + 1.0) or batch.errors:
             raise self._not_delivered(batch)
         topic_id = self._topic_id(topic)
         return [Delivery(topic_id, *found) for found in batch.placed if found is not None]
 
-    def send_objects(self, contract: Contract, objects: Iterable[Mapping[str, Any]]) -> Position:
+    def send_objects(
+        self, contract: Contract, objects: Iterable[Mapping[str, Any]], trace: Trace | None = None
+    ) -> Position:
         """Send JSON objects under their contract, keyed as it says; the position that covers them all.
 
         Raises:
@@ -159,7 +179,7 @@ class Producer:
                     remedy=f"see the contract of {contract.topic}: {row.reason}",
                 )
             records.append((row[contract.key_field].encode(), value))
-        return merge_all(delivery.position for delivery in self.send(contract.topic, records))
+        return merge_all(delivery.position for delivery in self.send(contract.topic, records, trace))
 
     def is_connected(self, timeout_s: float = 1.0) -> bool:
         """Whether the broker answers."""
@@ -176,12 +196,18 @@ class Producer:
             self._producer.poll(0.2)
 
     def _produce(
-        self, topic: str, key: bytes | None, value: bytes | None, report: Any, deadline: float
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        report: Any,
+        deadline: float,
     ) -> None:
         while True:
             producer = self._producer
             try:
-                producer.produce(topic, value=value, key=key, on_delivery=report)
+                producer.produce(topic, value=value, key=key, headers=headers, on_delivery=report)
                 return
             except BufferError:
                 if time.monotonic() > deadline:

@@ -10,12 +10,11 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     )  # before numpy is loaded: a small solve is not worth waking other cores for
 
 import gc  # noqa: E402
-import logging  # noqa: E402
 import sys  # noqa: E402
 
 import uvicorn  # noqa: E402
 
-from pipelines import indices, settings  # noqa: E402
+from pipelines import indices, logs, settings  # noqa: E402
 from pipelines.errors import TidemarkError  # noqa: E402
 from pipelines.serving.app import create_app  # noqa: E402
 
@@ -25,7 +24,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def main() -> int:
     """Run; the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure("serving")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         configured = settings.load()
@@ -48,6 +47,7 @@ def main() -> int:
             ws="none",
             lifespan="off",
             access_log=False,
+            log_config=None,
             log_level="warning",
             server_header=False,
             date_header=False,

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.routes import pages, pins, status, users
+from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
 
 if TYPE_CHECKING:
@@ -58,9 +59,15 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
         return Response(problem.body(), code, media_type="application/json")
 
     async def broken(request: Request, error: Exception) -> Response:
-        log.error("a request failed", exc_info=error)
-        body = b'{"error":{"field":"server","message":"an error of the server; its log says more","allowed":null}}'
-        return Response(body, 500, media_type="application/json")
+        trace = trace_of(request.scope)
+        log.error("a request failed", exc_info=error, extra={**trace.fields, "path": request.url.path})
+        problem = Problem(
+            500,
+            "server",
+            "an error of the server; `tidemark logs --trace` with its X-Request-Id says more",
+            None,
+        )
+        return Response(problem.body(), 500, trace.headers, "application/json")
 
     app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(Exception, broken)

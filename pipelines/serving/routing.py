@@ -6,15 +6,18 @@ Belongs here: how a request finds its endpoint and how what the endpoint gives b
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 
+from pipelines import tracing
 from pipelines.serving.inputs import MAX_BODY_BYTES, Problem, Query, read_id, segments_of
+from pipelines.tracing import Trace
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from pipelines.serving.metrics import Metrics
 
 JSON = "application/json"
+SLOW_S = 1.0
+"""An answer that took longer is told of in the log; at thousands a second, no other is."""
+log = logging.getLogger(__name__)
+_REQUEST_ID, _TRACEPARENT = tracing.REQUEST_ID.encode(), tracing.TRACEPARENT.encode()
 _SEGMENTS = "tidemark.segments"
 
 
@@ -119,8 +126,12 @@ class RawRoute(APIRoute):
             answer = await self._answered(scope, receive)
             status = answer.status
         finally:
-            metrics.observe(self.path, status, time.perf_counter() - began)
-        await write(answer, send)
+            took_s = time.perf_counter() - began
+            metrics.observe(self.path, status, took_s)
+        if took_s > SLOW_S and b"min_position" not in scope["query_string"]:  # which is asked to wait
+            said = {"path": scope["path"], "status": status, "took_ms": round(1000 * took_s)}
+            log.warning("a slow answer", extra={**trace_of(scope).fields, **said})
+        await write(answer, send, echoed(scope))
 
     async def _answered(self, scope: Scope, receive: Receive) -> Answer:
         try:
@@ -142,9 +153,23 @@ def problem_answer(problem: Problem) -> Answer:
     return Answer(problem.body(), problem.headers, problem.status)
 
 
-async def write(answer: Answer, send: Send) -> None:
-    """Send an answer."""
+def trace_of(scope: Scope) -> Trace:
+    """The trace of a request."""
+    said = dict(echoed(scope))
+    return tracing.begin(
+        said.get(_TRACEPARENT, b"").decode("latin-1"), said.get(_REQUEST_ID, b"").decode("latin-1")
+    )
+
+
+def echoed(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers by which a client knows its request again, as they came. Every request looks for them."""
+    return [pair for pair in scope["headers"] if pair[0] == _REQUEST_ID or pair[0] == _TRACEPARENT]
+
+
+async def write(answer: Answer, send: Send, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send an answer, with more headers as they are."""
     headers = [
+        *more,
         (b"content-type", answer.content_type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
         *((name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()),

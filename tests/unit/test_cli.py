@@ -37,6 +37,8 @@ COMMANDS = [
     "query",
     "dead-letters",
     "account",
+    "trace",
+    "logs",
     "bench",
     "demo",
 ]
