@@ -21,6 +21,7 @@ import jobs.cli.processes
 import jobs.cli.bases
 import jobs.cli.answers
 import jobs.cli.data
+import jobs.cli.repair
 import jobs.cli.trying  # noqa: F401
 # isort: on
 

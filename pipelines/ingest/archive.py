@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from pipelines import failpoints, lake
 from pipelines.contracts import CONTRACTS, RECORD, Contract, frames
+from pipelines.errors import TidemarkError
 from pipelines.indexing import streaming
 from pipelines.indexing.position import Position, merge_all
-from pipelines.indexing.streaming import Committed
-from pipelines.ingest import broker
+from pipelines.indexing.streaming import Committed, Incarnation
+from pipelines.ingest import broker, writers
 from pipelines.ingest.broker import BrokerError
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 STREAM = "archive"
 MAX_ROWS_PER_EPOCH = 200_000
+
+
+class IncarnationEnded(TidemarkError):
+    """The archive's incarnation was ended while it ran."""
 
 
 def start(
@@ -46,18 +51,21 @@ def start(
     for spec in (*map(raw_spec, contracts), lake.RAW_DEAD_LETTERS):
         lake.ensure(spark, spec)
     committed = functools.partial(held, settings, contracts)
-    life = streaming.begin(
-        settings.paths.checkpoints, STREAM, topic_ids, committed, settings.kafka.partitions
-    )
-    before = committed()
-    if before.incarnation < life.number:
-        forget_unfinished(spark, before.position, topic_ids)
+    with writers.appending(settings):
+        life = streaming.begin(
+            settings.paths.checkpoints, STREAM, topic_ids, committed, settings.kafka.partitions
+        )
+        before = committed()
+        if before.incarnation < life.number:
+            forget_unfinished(spark, before.position, topic_ids)
     servers = settings.kafka.bootstrap_servers
     records = streaming.records(spark, servers, topic_ids, life.starting_offsets, MAX_ROWS_PER_EPOCH)
 
     def run(batch: DataFrame, epoch: int) -> None:
         require_same_topics(settings, topic_ids)
-        archive_epoch(settings, contracts, batch, life.number, epoch)
+        with writers.appending(settings):
+            require_same_incarnation(settings, life)
+            archive_epoch(settings, contracts, batch, life.number, epoch)
 
     writer = records.writeStream.foreachBatch(run).queryName(STREAM)
     writer = writer.option("checkpointLocation", str(life.checkpoint))
@@ -148,6 +156,20 @@ def require_same_topics(settings: Settings, topic_ids: Mapping[str, str]) -> Non
                 where=STREAM,
                 remedy="start the stream again",
             )
+
+
+def require_same_incarnation(settings: Settings, life: Incarnation) -> None:
+    """A raw table that was rolled back wants records again that this query has read.
+
+    Raises:
+        IncarnationEnded: It was. Starting again begins a new incarnation at what the raw tables hold.
+    """
+    if streaming.has_ended(settings.paths.checkpoints, life, STREAM):
+        raise IncarnationEnded(
+            f"incarnation {life.number} was ended while it ran: a raw table was rolled back",
+            where=STREAM,
+            remedy="start the stream again",
+        )
 
 
 def _letters(contract: Contract, batch: DataFrame) -> DataFrame:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipelines import jars
@@ -225,6 +225,28 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
             raise _refused(settings, f"cannot describe the topic {name}", error) from error
         ids[name] = f"{name}@{found}".translate(_KAFKA_BASE64)
     return ids
+
+
+def offsets(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
+    """Of each partition of a topic the first offset that is still there, and the end.
+
+    Raises:
+        BrokerError: The broker cannot be reached.
+    """
+    consumer = Consumer(
+        {"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": "tidemark-offsets"},
+        logger=_silent,
+    )
+    try:
+        found = consumer.list_topics(topic, timeout=_REQUEST_TIMEOUT_S).topics[topic].partitions
+        return {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_REQUEST_TIMEOUT_S)
+            for number in sorted(found)
+        }
+    except KafkaException as error:
+        raise _refused(settings, f"cannot ask for the offsets of {topic}", error) from error
+    finally:
+        consumer.close()
 
 
 def _refused(settings: Settings, what: str, error: KafkaException) -> BrokerError:

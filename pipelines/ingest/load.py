@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines import failpoints, lake
 from pipelines.contracts import Contract, frames
 from pipelines.indexing.position import Position
-from pipelines.ingest import mapping, sources
+from pipelines.ingest import mapping, sources, writers
 from pipelines.ingest.mapping import ROW, TIME_FORMAT, FieldMapping
 from pipelines.ingest.sources import FOUND, Dialect, LoadError
 from pipelines.settings import Settings
@@ -103,7 +103,7 @@ def load(
     spec = raw_spec(contract)
     for needed in (spec, lake.RAW_DEAD_LETTERS):
         lake.ensure(spark, needed)
-    with _alone(settings, full_id):
+    with _alone(settings, full_id), writers.appending(settings):
         this = Position(loads=frozenset({full_id}))
         if lake.position(settings, spec.name).covers(this):
             return _repeated(spark, spec, contract, full_id, this, started)

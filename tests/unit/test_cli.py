@@ -36,6 +36,7 @@ COMMANDS = [
     "query",
     "dead-letters",
     "account",
+    "undo",
     "bench",
     "demo",
 ]
