@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobs.moves import Return
     from pipelines.settings import Settings
     from pipelines.undo import Plan
+    from quality.doctor import Finding
 
 
 @app.command(rich_help_panel=REPAIR)
@@ -159,3 +160,31 @@ def _shown_change(back: Return) -> str:
     if not back.is_change:
         return "is served already"
     return "" if back.with_delta else "without the delta"
+
+
+@app.command(rich_help_panel=REPAIR)
+def doctor(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also every record by its contract, and every file's checksum.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether raw, curated, bases, delta and ops.epochs agree, and what to do where they do not.
+
+    Nothing has to run, and nothing is changed. Exit code 1 if something is lost, doubled or broken.
+    """
+    from quality import doctor as doctoring
+
+    findings = doctoring.examine(load_settings(), is_deep=deep)
+    is_sick = any(finding.severity == doctoring.ERROR for finding in findings)
+    if as_json:
+        console.emit_json({"is_healthy": not is_sick, "findings": [f._asdict() for f in findings]})
+    else:
+        console.table("Doctor", ("check", "", "what"), [(f.check, f.severity, _shown(f)) for f in findings])
+    if is_sick:
+        raise typer.Exit(1)
+
+
+def _shown(finding: Finding) -> str:
+    text = f"{finding.where}: {finding.what}" if finding.where else finding.what
+    return f"{text}\n→ {finding.remedy}" if finding.remedy else text

@@ -37,6 +37,7 @@ COMMANDS = [
     "dead-letters",
     "account",
     "undo",
+    "doctor",
     "bench",
     "demo",
 ]
