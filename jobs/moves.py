@@ -83,11 +83,7 @@ class Return(NamedTuple):
     served: str | None
     version: str
     with_delta: bool
-
-    @property
-    def is_change(self) -> bool:
-        """Whether another version is served afterwards."""
-        return self.served != self.version
+    is_change: bool
 
 
 def plan_return(settings: Settings, index: str, when: datetime) -> Return:
@@ -115,7 +111,9 @@ def plan_return(settings: Settings, index: str, when: datetime) -> Return:
             f"the delta of {index} no longer reaches back to the cut of {then['version']}",
             remedy=f"`tidemark rollback {index} --to {then['version']} --without-delta`, or give a later time",
         )
-    return Return(index, now.version if now else None, then["version"], then["with_delta"])
+    version, with_delta = then["version"], then["with_delta"]
+    is_change = now is None or (now.version, now.with_delta) != (version, with_delta)
+    return Return(index, now.version if now else None, version, with_delta, is_change)
 
 
 def carry_out(settings: Settings, back: Return, say: Say = lambda text: None) -> Pointer | None:
@@ -129,6 +127,8 @@ def carry_out(settings: Settings, back: Return, say: Say = lambda text: None) ->
         return None
     if back.served is not None and back.version > back.served:
         return publish(settings, back.index, back.version, say)
+    if back.served == back.version and back.with_delta:
+        return resume(settings, back.index, say)
     return rollback(settings, back.index, back.version, without_delta=not back.with_delta, say=say)
 
 
