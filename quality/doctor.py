@@ -293,12 +293,8 @@ def _letters(home: Home) -> Iterator[Found]:
         yield ERROR, name, what, "see what `tidemark doctor` says of the raw table; it is to be mended first"
     if doubled := [place for place, count in seen.items() if count > 1]:
         what = f"{len(doubled)} letters are there more than once, as {_place(doubled[0])}"
-        yield (
-            ERROR,
-            name,
-            what,
-            "`tidemark stop archive`, remove `checkpoints/archive`, `tidemark start archive`",
-        )
+        remedy = "`tidemark undo` the raw table to before their records: both come again"
+        yield ERROR, name, what, remedy
     if beyond:
         what = f"{beyond} letters of an attempt that came to nothing; they do not count"
         yield WARNING, name, what, "load again, or `tidemark start archive`: the next attempt replaces them"

@@ -19,8 +19,11 @@ from deltalake import DeltaTable
 from pyiceberg.expressions import EqualTo
 from pyiceberg.table import Table
 from pyspark.sql import DataFrame, SparkSession
+from typer.testing import CliRunner
 
 from jobs.build import build
+from jobs.cli import repair
+from jobs.cli.shared import app
 from jobs.epochs import MarkerCopy
 from pipelines import lake
 from pipelines.contracts import CONTRACTS, USER_INTERACTIONS
@@ -182,6 +185,19 @@ def world(made: World) -> Iterator[World]:
 def test_a_healthy_world_has_no_finding(world: World) -> None:
     assert world.found() == {}
     assert world.found(is_deep=True) == {}
+
+
+def test_the_command_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "load_settings", lambda: world.settings)
+    well = CliRunner().invoke(app, ["doctor", "--json"])
+    assert (well.exit_code, json.loads(well.stdout)["is_healthy"]) == (0, True)
+    (world.base("pins") / "manifest.json").unlink()
+    sick = CliRunner().invoke(app, ["doctor"])
+    assert (sick.exit_code, "which is not there" in sick.stdout, "tidemark build" in sick.stdout) == (
+        1,
+        True,
+        True,
+    )
 
 
 def test_nothing_at_all_is_healthy(settings: Settings) -> None:

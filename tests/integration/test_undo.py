@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -12,16 +13,22 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.sql import SparkSession
+from typer.testing import CliRunner
 
+from jobs.cli import repair
+from jobs.cli.shared import InputError, app
 from pipelines import lake, undo
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.position import Position, merge_all
+from pipelines.indices import INDICES
 from pipelines.ingest import archive, dead_letters, writers
 from pipelines.ingest import broker as brokers
 from pipelines.ingest import load as loader
 from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
 from pipelines.spark import session
+from quality import gates
+from tests import serving_world
 from tests.conftest import small_settings
 
 EVENTS, PINS, LETTERS = "raw.user_interactions", "raw.pin_updates", "raw.dead_letters"
@@ -193,13 +200,30 @@ def test_a_first_load_is_undone_to_an_empty_table(settings: Settings, spark: Spa
     load(spark, settings, bad, "first")
     planned = undo.plan_load(settings, "first")
     assert planned.moves[0].to_id is None
+    served, candidate = bases(settings, "user_interactions:first")
+    assert failing(settings, served) == set()
+    assert failing(settings, candidate) == {"cut_goes_forward", "keeps_live_interactions"}
     undo.carry_out(settings, planned)
     assert lake.read(spark, EVENTS).count() == 0
     assert lake.position(settings, EVENTS) == Position()
+    assert failing(settings, candidate) == set()  # a base without the load may be published now
     load(spark, settings, good, "first")
     assert values(spark, EVENTS) == Counter(good)
     undo.carry_out(settings, undo.plan_redo(settings, planned.name))
     assert values(spark, EVENTS) == Counter(bad)
+
+
+def bases(settings: Settings, load_id: str) -> tuple[str, str]:
+    """A base that is served and has a load, and a candidate without it and its events."""
+    rows = [serving_world.event("u", str(n), "p", "view", serving_world.NEWEST_MS)[0] for n in range(20)]
+    publish = functools.partial(serving_world.publish, settings, "user_events")
+    candidate = publish(rows[:2], Position(), {})
+    return publish(rows, Position(loads=frozenset({load_id})), {}), candidate
+
+
+def failing(settings: Settings, version: str) -> set[str]:
+    findings = gates.examine(settings, INDICES["user_events"], version)
+    return {finding.name for finding in findings if not finding.passed}
 
 
 CURATED = ("curated.pins_catalogue", "curated.pins_offer")
@@ -248,6 +272,30 @@ def test_a_set_of_tables_goes_back_as_one_or_not_at_all(settings: Settings, spar
     empty = undo.plan(settings, [CURATED[0]], undo.moment("1999-01-01"))
     undo.carry_out(settings, empty)
     assert lake.read(spark, CURATED[0]).count() == 0
+
+
+def test_the_command_line(settings: Settings, spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "load_settings", lambda: settings)
+    spark = session(settings, "tests")
+    write(spark, CURATED[0], 3)
+    at = now()
+    write(spark, CURATED[0], 5)
+    arguments = ["undo", "curated", "--to", at.isoformat()]
+    dry = CliRunner().invoke(app, [*arguments, "--dry-run", "--json"])
+    assert json.loads(dry.stdout)["is_done"] is False
+    assert lake.read(spark, CURATED[0]).count() == 5
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, "curated.pins_catalogue" in done.stdout) == (0, True)
+    assert lake.read(spark, CURATED[0]).count() == 3
+    (name,) = json.loads(CliRunner().invoke(app, ["undo", "--list", "--json"]).stdout)
+    assert name in done.stderr
+    assert CliRunner().invoke(app, ["undo", "--redo", name]).exit_code == 0
+    assert lake.read(spark, CURATED[0]).count() == 5
+    first = list(lake.ancestors(settings, CURATED[0]))[-1]
+    assert CliRunner().invoke(app, ["undo", CURATED[0], "--to", str(first.id)]).exit_code == 0
+    assert lake.read(spark, CURATED[0]).count() == 3
+    for wrong in (["undo", "curated"], ["undo", "--to", "2024-01-01"], ["undo", "--list", "--load", "x"]):
+        assert isinstance(CliRunner().invoke(app, wrong).exception, InputError)
 
 
 def test_an_expired_history_is_refused_by_name(settings: Settings, spark: SparkSession) -> None:
