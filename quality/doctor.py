@@ -47,6 +47,7 @@ from pipelines.ingest import archive, broker
 from pipelines.settings import Settings
 from quality.offsets import Offsets
 
+LOSSES = "ops.losses"
 OK, WARNING, ERROR = "ok", "warning", "error"
 EPOCH_COPY_S = 120
 UNCOMMITTED_S = 3_600
@@ -136,6 +137,22 @@ class Home:
         if table is None:
             return pa.table({name: pa.array([], pa.int64()) for name in names})
         return table.scan(selected_fields=names).to_arrow()
+
+    @functools.cached_property
+    def losses(self) -> list[dict[str, Any]]:
+        """Offsets that the broker expired before they were archived, as the archive noted them."""
+        table = self.table(LOSSES)
+        names = ("topic_id", "partition", "start", "end")
+        return table.scan(selected_fields=names).to_arrow().to_pylist() if table is not None else []
+
+    def is_noted(self, place: tuple[str, int], gap: tuple[int, int]) -> bool:
+        """Whether a gap is a loss that is written down already."""
+        return any(
+            (loss["topic_id"], loss["partition"]) == place
+            and loss["start"] <= gap[0]
+            and gap[1] <= loss["end"]
+            for loss in self.losses
+        )
 
     @functools.cached_property
     def deltas(self) -> list[Delta]:
@@ -238,7 +255,7 @@ def _raw(home: Home) -> Iterator[Found]:
             if held.end != ends.get(place, 0):
                 what = f"the rows end at offset {held.end}, the snapshot says {ends.get(place, 0)}"
                 yield ERROR, where, what, back
-            gaps = held.gaps()
+            gaps = [gap for gap in held.gaps() if not home.is_noted(place, gap)]
             if lost := [gap for gap in gaps if gap[1] - gap[0] > 1]:
                 yield ERROR, where, f"{_sum(lost)} offsets are missing: {_ranges(lost)}", back
             if single := [gap for gap in gaps if gap[1] - gap[0] == 1]:

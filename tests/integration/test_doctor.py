@@ -214,6 +214,20 @@ def test_lost_records(world: World) -> None:
     assert "raw has 17" in world.said("raw and delta")
 
 
+def test_records_of_which_it_is_noted_that_they_were_lost(world: World) -> None:
+    from pipelines.spark import session
+
+    world.delete(EVENTS, "partition = 1 AND offset BETWEEN 11 AND 13")
+    spark = session(world.settings, "faults")
+    spark.sql(
+        f"CREATE TABLE IF NOT EXISTS lake.{doctor.LOSSES} "
+        "(topic_id string, partition int, start bigint, end bigint, noted_at timestamp) USING iceberg"
+    )
+    noted = f"SELECT '{EVENTS_ID}' AS topic_id, 1 AS partition, 11L AS start, 14L AS end, now() AS noted_at"
+    spark.sql(noted).writeTo(f"lake.{doctor.LOSSES}").append()
+    assert world.found() == {"raw and delta": ERR}
+
+
 def test_a_single_offset_may_be_a_marker_but_not_where_the_stream_read_a_record(world: World) -> None:
     world.delete(EVENTS, "partition = 0 AND offset = 12")
     assert world.found() == {"raw": WARN, "raw and delta": ERR}
