@@ -1,4 +1,4 @@
-"""Moving an index between its base versions by hand: publish, roll back, resume.
+"""Moving an index between its base versions by hand: publish, roll back, return to what a time served, resume.
 
 Here: the same gate as a build's, the wait until every local replica has swapped, the live model, and the row in
 `ops.index_versions`. Not here: the rules of the pointers (`pipelines.indexing.versions`), and building.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.errors import TidemarkError
-from pipelines.indexing.versions import Pointer, Versions
+from pipelines.indexing.versions import Pointer, VersionError, Versions, reaches
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,6 +74,62 @@ def rollback(
     reason = f"from {before.version}" if before else None
     _record(settings, _manifest(versions, pointer.version), "rolled_back", reason)
     return pointer
+
+
+class Return(NamedTuple):
+    """An index on its way back to what it served at a time."""
+
+    index: str  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    served: str | None
+    version: str
+    with_delta: bool
+    is_change: bool
+
+
+def plan_return(settings: Settings, index: str, when: datetime) -> Return:
+    """What an index served at a time, by the history of its pointer.
+
+    Raises:
+        VersionError: it served nothing then, or that version is gone, or the delta no longer reaches back to its cut.
+    """
+    from pipelines.indexing.base import check_files, read_manifest
+
+    versions = Versions(settings.paths.indices, index)
+    changes = [entry for entry in versions.history() if entry["replica"] is None]
+    before = [entry for entry in changes if datetime.fromisoformat(entry["changed_at"]) <= when]
+    if not before:
+        since = f"it serves since {changes[0]['changed_at']}" if changes else "it never served any"
+        raise VersionError(
+            f"{index} served no version at {when.isoformat()}; {since}", remedy="give a later time"
+        )
+    then, now = before[-1], versions.pointer()
+    directory = versions.path(then["version"])
+    manifest = read_manifest(directory)
+    check_files(directory, manifest)
+    if then["with_delta"] and not reaches(settings.paths.delta, manifest):
+        raise VersionError(
+            f"the delta of {index} no longer reaches back to the cut of {then['version']}",
+            remedy=f"`tidemark rollback {index} --to {then['version']} --without-delta`, or give a later time",
+        )
+    version, with_delta = then["version"], then["with_delta"]
+    is_change = now is None or (now.version, now.with_delta) != (version, with_delta)
+    return Return(index, now.version if now else None, version, with_delta, is_change)
+
+
+def carry_out(settings: Settings, back: Return, say: Say = lambda text: None) -> Pointer | None:
+    """Serve what was planned; None where it is served already.
+
+    Raises:
+        VersionError: it is not to be had any more.
+        SwapFailed: a replica did not swap.
+    """
+    if not back.is_change:
+        return None
+    if back.served is not None and back.version > back.served:
+        return publish(settings, back.index, back.version, say)
+    if back.served == back.version and back.with_delta:
+        return resume(settings, back.index, say)
+    return rollback(settings, back.index, back.version, without_delta=not back.with_delta, say=say)
 
 
 def resume(settings: Settings, index: str, say: Say = lambda text: None) -> Pointer:

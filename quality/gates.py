@@ -13,9 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipelines import lake
+from pipelines.curate import SOURCES
 from pipelines.errors import TidemarkError
 from pipelines.indexing.base import Base, Manifest, check_files, open_base, read_manifest
 from pipelines.indexing.facts import Hashes
+from pipelines.indexing.position import Position
 from pipelines.indexing.spec import Documents, IndexSpec, Vector, lineage
 from pipelines.indexing.versions import Versions
 from pipelines.settings import Settings
@@ -49,7 +52,7 @@ def examine(settings: Settings, spec: IndexSpec, version: str) -> list[Finding]:
     pointer = versions.pointer()
     served = None
     if pointer is not None and pointer.version in versions.names():
-        served = read_manifest(versions.path(pointer.version))
+        served = _without_undone_loads(settings, read_manifest(versions.path(pointer.version)))
     try:
         directory = versions.path(version)
     except TidemarkError as error:
@@ -75,6 +78,17 @@ def examine_base(spec: IndexSpec, directory: Path, served: Manifest | None) -> l
         *_models(spec, manifest),
         *_vectors(base),
     ]
+
+
+def _without_undone_loads(settings: Settings, served: Manifest) -> Manifest:
+    """What is served, as a measure: a load that was undone need not come again, nor as many rows as it had."""
+    undone: frozenset[str] = frozenset()
+    if served.cut.loads:
+        raw = [s.raw_table for s in SOURCES.values() if lake.open_table(settings, s.raw_table) is not None]
+        undone = served.cut.loads - lake.positions(settings, raw).loads if raw else undone
+    if not undone:
+        return served
+    return served._replace(cut=Position(served.cut.topics, served.cut.loads - undone), shards=())
 
 
 def _lineage(spec: IndexSpec, manifest: Manifest) -> Finding:

@@ -78,7 +78,7 @@ def versions(
 ) -> None:
     """List the base versions of each index, and which one is served."""
     settings = load_settings()
-    found = {name: _version_rows(settings, name) for name in ([_known_index(index)] if index else _indices())}
+    found = {name: _version_rows(settings, name) for name in ([known_index(index)] if index else _indices())}
     if as_json:
         console.emit_json(found)
         return
@@ -108,7 +108,8 @@ def _indices() -> list[str]:
     return list(INDICES)
 
 
-def _known_index(name: str) -> str:
+def known_index(name: str) -> str:
+    """The name of an index, if there is one of that name."""
     from pipelines.indexing.versions import VersionError
 
     known = _indices()
@@ -120,7 +121,7 @@ def _known_index(name: str) -> str:
 def _versions_of(settings: Settings, index: str) -> Versions:
     from pipelines.indexing.versions import Versions
 
-    return Versions(settings.paths.indices, _known_index(index))
+    return Versions(settings.paths.indices, known_index(index))
 
 
 def _version_rows(settings: Settings, index: str) -> list[dict[str, Any]]:
@@ -158,7 +159,7 @@ def publish(
     """
     from jobs import moves
 
-    _print_pointer(index, moves.publish(load_settings(), _known_index(index), version, console.say), as_json)
+    _print_pointer(index, moves.publish(load_settings(), known_index(index), version, console.say), as_json)
 
 
 @app.command(rich_help_panel=BASES)
@@ -176,7 +177,7 @@ def rollback(
     from jobs import moves
 
     pointer = moves.rollback(
-        load_settings(), _known_index(index), to, without_delta=without_delta, say=console.say
+        load_settings(), known_index(index), to, without_delta=without_delta, say=console.say
     )
     _print_pointer(index, pointer, as_json)
 
@@ -186,7 +187,7 @@ def resume(index: Index, as_json: Json = False) -> None:
     """Serve the delta again, after `rollback --without-delta`."""
     from jobs import moves
 
-    _print_pointer(index, moves.resume(load_settings(), _known_index(index), console.say), as_json)
+    _print_pointer(index, moves.resume(load_settings(), known_index(index), console.say), as_json)
 
 
 def _print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:

@@ -26,8 +26,8 @@ letters_app = typer.Typer(no_args_is_help=True, help="Records that broke their c
 app.add_typer(query_app, name="query", rich_help_panel="Answers")
 app.add_typer(letters_app, name="dead-letters", rich_help_panel="Data")
 
-PROCESSES, DATA, BASES, ANSWERS, TRYING = "Processes", "Data", "Bases", "Answers", "Trying it"
-SEEING = "Seeing"
+PROCESSES, DATA, BASES, ANSWERS = "Processes", "Data", "Bases", "Answers"
+SEEING, REPAIR, TRYING = "Seeing", "Repair", "Trying it"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Names = Annotated[

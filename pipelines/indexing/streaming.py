@@ -173,6 +173,23 @@ def _reaches(
     )
 
 
+def end(checkpoints: Path, name: str, number: int = 0) -> None:
+    """End a stream's incarnation: the next start begins a greater one, at the position that is committed then.
+
+    ``number``: the greatest incarnation that ever committed; no later one may be taken for it.
+    """
+    file = checkpoints / name / "incarnation.json"
+    stored = _stored(file)
+    number = max(number, stored["number"] if stored else 0)
+    replace_text(file, json.dumps({"number": number, "topic_ids": {}, "starting_offsets": "{}"}))
+
+
+def has_ended(checkpoints: Path, life: Incarnation, name: str) -> bool:
+    """Whether an incarnation that runs was ended meanwhile."""
+    stored = _stored(checkpoints / name / "incarnation.json")
+    return stored is not None and (stored["number"] != life.number or not stored["topic_ids"])
+
+
 def records(
     spark: SparkSession, servers: str, topic_ids: Mapping[str, str], starting_offsets: str, max_rows: int
 ) -> DataFrame:
@@ -386,6 +403,8 @@ __all__: Sequence[str] = [
     "HotStreamRun",
     "Incarnation",
     "begin",
+    "end",
+    "has_ended",
     "parts",
     "read_range",
     "records",

@@ -21,10 +21,11 @@ import pyarrow as pa
 
 from pipelines import failpoints, lake
 from pipelines.contracts import CONTRACTS, RECORD, Contract, frames
+from pipelines.errors import TidemarkError
 from pipelines.indexing import streaming
 from pipelines.indexing.position import Position, merge_all, topic_name
-from pipelines.indexing.streaming import Committed, Gap
-from pipelines.ingest import broker, evolution
+from pipelines.indexing.streaming import Committed, Gap, Incarnation
+from pipelines.ingest import broker, evolution, writers
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
 from pipelines.tracing import Ranges
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 
 STREAM = "archive"
 MAX_ROWS_PER_EPOCH = 200_000
-log = logging.getLogger(__name__)
+
+
+class IncarnationEnded(TidemarkError):
+    """The archive's incarnation was ended while it ran."""
 
 
 def start(
@@ -56,24 +60,27 @@ def start(
         evolution.declare(settings, contract)
     known = evolution.Known(settings)
     committed = functools.partial(held, settings, contracts)
-    life = streaming.begin(
-        settings.paths.checkpoints,
-        STREAM,
-        topic_ids,
-        committed,
-        settings.kafka.partitions,
-        broker.earliest(settings, topic_ids),
-    )
-    note_losses(spark, settings, life.gaps)
-    before = committed()
-    if before.incarnation < life.number:
-        forget_unfinished(spark, before.position, topic_ids)
+    with writers.appending(settings):
+        life = streaming.begin(
+            settings.paths.checkpoints,
+            STREAM,
+            topic_ids,
+            committed,
+            settings.kafka.partitions,
+            broker.earliest(settings, topic_ids),
+        )
+        note_losses(spark, settings, life.gaps)
+        before = committed()
+        if before.incarnation < life.number:
+            forget_unfinished(spark, before.position, topic_ids)
     servers = settings.kafka.bootstrap_servers
     records = streaming.records(spark, servers, topic_ids, life.starting_offsets, MAX_ROWS_PER_EPOCH)
 
     def run(batch: DataFrame, epoch: int) -> None:
         broker.require_same(settings, topic_ids)
-        archive_epoch(settings, map(known, contracts), batch, life.number, epoch)
+        with writers.appending(settings):
+            require_same_incarnation(settings, life)
+            archive_epoch(settings, map(known, contracts), batch, life.number, epoch)
 
     writer = records.writeStream.foreachBatch(run).queryName(STREAM)
     writer = writer.option("checkpointLocation", str(life.checkpoint))
@@ -191,6 +198,20 @@ def forget_unfinished(spark: SparkSession, position: Position, topic_ids: Mappin
             if row["last"] >= end:
                 place = f"topic_id = {lake.quoted(topic_id)} AND `partition` = {row['partition']}"
                 lake.delete(spark, lake.RAW_DEAD_LETTERS, f"{place} AND `offset` >= {end}")
+
+
+def require_same_incarnation(settings: Settings, life: Incarnation) -> None:
+    """A raw table that was rolled back wants records again that this query has read.
+
+    Raises:
+        IncarnationEnded: It was. Starting again begins a new incarnation at what the raw tables hold.
+    """
+    if streaming.has_ended(settings.paths.checkpoints, life, STREAM):
+        raise IncarnationEnded(
+            f"incarnation {life.number} was ended while it ran: a raw table was rolled back",
+            where=STREAM,
+            remedy="start the stream again",
+        )
 
 
 def _letters(contract: Contract, batch: DataFrame) -> DataFrame:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipelines import jars
 from pipelines.errors import TidemarkError
@@ -244,27 +244,38 @@ def require_same(settings: Settings, ids: Mapping[str, str]) -> None:
             )
 
 
-def earliest(settings: Settings, topic_ids: Mapping[str, str]) -> Position:
+def earliest(settings: Settings, ids: Mapping[str, str]) -> Position:
     """The first offset that the broker still has of each partition of topics, given as id by name.
 
     Raises:
         BrokerError: The broker cannot be reached.
     """
-    admin = _admin(settings)  # must outlive its answers
+    found = {topic_id: offsets(settings, name) for name, topic_id in ids.items()}
+    return Position(
+        {topic_id: {p: first for p, (first, _) in known.items()} for topic_id, known in found.items()}
+    )
+
+
+def offsets(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
+    """Of each partition of a topic the first offset that is still there, and the end.
+
+    Raises:
+        BrokerError: The broker cannot be reached.
+    """
+    consumer = Consumer(
+        {"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": "tidemark-offsets"},
+        logger=_silent,
+    )
     try:
-        known = admin.list_topics(timeout=_REQUEST_TIMEOUT_S).topics
-        places = [TopicPartition(name, p) for name in topic_ids for p in known[name].partitions]
-        asked = admin.list_offsets(
-            {place: OffsetSpec.earliest() for place in places}, request_timeout=_REQUEST_TIMEOUT_S
-        )
-        found: dict[str, dict[int, int]] = {topic_id: {} for topic_id in topic_ids.values()}
-        for place, future in asked.items():
-            found[topic_ids[place.topic]][place.partition] = future.result().offset
-    except (KafkaException, KeyError) as error:
-        if isinstance(error, KafkaException):
-            raise _refused(settings, "cannot ask for the first offsets", error) from error
-        raise TopicMissing(f"there is no topic {error}", where=settings.kafka.bootstrap_servers) from error
-    return Position(found)
+        found = consumer.list_topics(topic, timeout=_REQUEST_TIMEOUT_S).topics[topic].partitions
+        return {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_REQUEST_TIMEOUT_S)
+            for number in sorted(found)
+        }
+    except KafkaException as error:
+        raise _refused(settings, f"cannot ask for the offsets of {topic}", error) from error
+    finally:
+        consumer.close()
 
 
 def _refused(settings: Settings, what: str, error: KafkaException) -> BrokerError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines import lake
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS
-from pipelines.ingest import load
+from pipelines.ingest import load, writers
 from pipelines.ingest.load import LoadError, LoadResult
 from pipelines.settings import Settings
 
@@ -191,16 +191,17 @@ def _load_households(spark: SparkSession, settings: Settings, demographics: Data
     spec = lake.RAW_HOUSEHOLDS
     lake.ensure(spark, spec)
     full_id = f"households:{load_id}"
-    held = lake.position(settings, spec.name)
-    this = load.Position(loads=frozenset({full_id}))
-    if not held.covers(this):
-        rows = demographics.withColumns(
-            {
-                "user_id": F.col("household_id").cast("string"),
-                "load_id": F.lit(full_id),
-                "load_row": F.col(load.LOAD_ROW),
-                "ingested_at": F.timestamp_millis(F.lit(time.time_ns() // 1_000_000)),
-            }
-        )
-        lake.append(rows, spec, {lake.LOAD_ID: full_id, lake.POSITION: held.merge(this).to_text()})
+    with writers.appending(settings):
+        held = lake.position(settings, spec.name)
+        this = load.Position(loads=frozenset({full_id}))
+        if not held.covers(this):
+            rows = demographics.withColumns(
+                {
+                    "user_id": F.col("household_id").cast("string"),
+                    "load_id": F.lit(full_id),
+                    "load_row": F.col(load.LOAD_ROW),
+                    "ingested_at": F.timestamp_millis(F.lit(time.time_ns() // 1_000_000)),
+                }
+            )
+            lake.append(rows, spec, {lake.LOAD_ID: full_id, lake.POSITION: held.merge(this).to_text()})
     return lake.read(spark, spec.name).filter(F.col("load_id") == full_id).count()

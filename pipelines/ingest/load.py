@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines import failpoints, lake
 from pipelines.contracts import Contract, frames
 from pipelines.indexing.position import Position
-from pipelines.ingest import evolution, loaded_files, mapping, sources
+from pipelines.ingest import evolution, loaded_files, mapping, sources, writers
 from pipelines.ingest.loaded_files import LoadedFile
 from pipelines.ingest.mapping import LOAD_ROW, OWN, ROW, TIME_FORMAT, FieldMapping
 from pipelines.ingest.sources import FOUND, Dialect, LoadError, Seen
@@ -148,7 +148,7 @@ def _load(
         F.col("value").cast("binary").alias("value"),
         now.alias("ingested_at"),
     )
-    with _failures_told(settings):
+    with _failures_told(settings), writers.appending(settings):
         refused = _bury(spark, settings, evolution.current(settings, contract), raw, full_id)
         failpoints.hit("load.after_dead_letters")
         files = [file._replace(refused=refused.get(file.number, {})) for file in files]

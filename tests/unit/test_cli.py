@@ -39,6 +39,8 @@ COMMANDS = [
     "account",
     "trace",
     "logs",
+    "undo",
+    "doctor",
     "bench",
     "demo",
 ]
