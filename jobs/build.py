@@ -44,10 +44,11 @@ class BuildReport(NamedTuple):
     """What came of a build.
 
     Attributes:
-        passed: Whether every index was published.
+        passed: Whether every index was published (built, where nothing was to be published).
         run_id: The run, in Dagster's pages.
         seconds: How long it took, waiting apart.
         steps: In the order in which they ended.
+        built: Index → base version, of the candidates that were built.
         published: Index → base version, of the indices that were.
         failed_checks: What a check that failed says, by `<asset>:<check>`.
         failed_steps: Why a step failed, by its name.
@@ -58,6 +59,7 @@ class BuildReport(NamedTuple):
     run_id: str
     seconds: float
     steps: tuple[Step, ...]
+    built: dict[str, str]
     published: dict[str, str]
     failed_checks: dict[str, str]
     failed_steps: dict[str, str]
@@ -87,6 +89,7 @@ def build(
     wait: Position | None = None,
     indices: Sequence[str] | None = None,
     *,
+    is_published: bool = True,
     report: Report = lambda step: None,
     wait_timeout_s: float = 300.0,
 ) -> BuildReport:
@@ -96,6 +99,7 @@ def build(
         settings: Where everything is.
         wait: Wait first until the archive has passed this position.
         indices: Only these, with what they need; by default all.
+        is_published: False: build candidates and take them through their gate, and no further.
         report: Is told of every step as it begins and ends.
         wait_timeout_s: How long to wait for the archive.
 
@@ -108,7 +112,7 @@ def build(
     prepare_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(settings.paths.dagster)
     with _alone(settings):
-        return _run(settings, chosen, report)
+        return _run(settings, chosen, is_published, report)
 
 
 def await_archive(
@@ -147,7 +151,7 @@ def _chosen(indices: Sequence[str] | None) -> list[str]:
     return list(indices or INDICES)
 
 
-def _run(settings: Settings, indices: list[str], report: Report) -> BuildReport:
+def _run(settings: Settings, indices: list[str], is_published: bool, report: Report) -> BuildReport:
     import dagster as dg
 
     from assets.platform import Platform
@@ -159,9 +163,10 @@ def _run(settings: Settings, indices: list[str], report: Report) -> BuildReport:
     defs = build_defs({"platform": Platform(lambda: settings, gates.examine)})
     job = defs.resolve_job_def(BUILD)
     selection = None
-    if set(indices) != set(INDICES):
+    last = "published" if is_published else "base"
+    if set(indices) != set(INDICES) or not is_published:
         graph = defs.resolve_asset_graph()
-        wanted = dg.AssetSelection.assets(*[["published", name] for name in indices]).upstream()
+        wanted = dg.AssetSelection.assets(*[[last, name] for name in indices]).upstream()
         selection = sorted(wanted.resolve(graph))
     run_id = str(uuid.uuid4())
     started = time.monotonic()
@@ -175,7 +180,7 @@ def _run(settings: Settings, indices: list[str], report: Report) -> BuildReport:
             asset_selection=selection,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
-    return _reported(result, run_id, time.monotonic() - started, watch, indices)
+    return _reported(result, run_id, time.monotonic() - started, watch, indices, last)
 
 
 class _Watch:
@@ -210,15 +215,21 @@ class _Watch:
 
 
 def _reported(
-    result: dg.ExecuteInProcessResult, run_id: str, seconds: float, watch: _Watch, indices: list[str]
+    result: dg.ExecuteInProcessResult,
+    run_id: str,
+    seconds: float,
+    watch: _Watch,
+    indices: list[str],
+    last: str,
 ) -> BuildReport:
-    published, accounts = {}, {}
+    made: dict[str, dict[str, str]] = {"base": {}, "published": {}}
+    accounts = {}
     for event in result.get_asset_materialization_events():
         key = event.asset_key
         assert key is not None
         metadata = event.materialization.metadata
-        if key.path[0] == "published":
-            published[key.path[1]] = str(metadata["version"].value)
+        if key.path[0] in made:
+            made[key.path[0]][key.path[1]] = str(metadata["version"].value)
         if "account" in metadata:
             account = metadata["account"].value
             assert isinstance(account, dict)
@@ -237,11 +248,12 @@ def _reported(
         if step.state == "failed" and step.name not in of_checks
     }
     return BuildReport(
-        passed=result.success and set(indices) <= set(published),
+        passed=result.success and set(indices) <= set(made[last]),
         run_id=run_id,
         seconds=round(seconds, 2),
         steps=tuple(watch.steps),
-        published=published,
+        built=made["base"],
+        published=made["published"],
         failed_checks=failed_checks,
         failed_steps=failed_steps,
         accounts=accounts,

@@ -358,6 +358,33 @@ def ensure(spark: SparkSession, spec: TableSpec) -> None:
     _require_columns(spark, spec)
 
 
+def reshape(spark: SparkSession, spec: TableSpec) -> None:
+    """As `ensure`; a column that is declared otherwise by now is dropped and made anew, empty.
+
+    For tables whose rows are replaced whole. Older snapshots are read with the columns that they had.
+    """
+    if not spark.catalog.tableExists(spec.identifier):
+        ensure(spark, spec)
+        return
+    found = {field.name: field.dataType.simpleString() for field in spark.table(spec.identifier).schema}
+    wanted = {column.name: _simple(spark, column.type) for column in spec.columns}
+    for name in [name for name, kind in found.items() if wanted.get(name) != kind]:
+        spark.sql(f"ALTER TABLE {spec.identifier} DROP COLUMN `{name}`")
+    kept = [column for column in spec.columns if found.get(column.name) == wanted[column.name]]
+    for place, column in enumerate(spec.columns):
+        if column not in kept:
+            where = f"AFTER `{spec.columns[place - 1].name}`" if place else "FIRST"
+            comment = quoted(_comment(column))
+            spark.sql(
+                f"ALTER TABLE {spec.identifier} ADD COLUMN `{column.name}` {column.type} COMMENT {comment} {where}"
+            )
+    _require_columns(spark, spec)
+
+
+def _simple(spark: SparkSession, kind: str) -> str:
+    return str(spark.sql(f"SELECT CAST(NULL AS {kind}) AS c").schema[0].dataType.simpleString())
+
+
 def _create(spark: SparkSession, spec: TableSpec) -> None:
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.{spec.name.split('.')[0]}")
     columns = ",\n".join(f"`{c.name}` {c.type} COMMENT {quoted(_comment(c))}" for c in spec.columns)

@@ -94,6 +94,7 @@ class Paths:
     indices: Path
     delta: Path
     checkpoints: Path
+    code: Path
     run: Path
     logs: Path
     kafka: Path

@@ -68,7 +68,7 @@ def versions(
 ) -> None:
     """List the base versions of each index, and which one is served."""
     settings = load_settings()
-    found = {name: _version_rows(settings, name) for name in ([_known_index(index)] if index else _indices())}
+    found = {name: _version_rows(settings, name) for name in ([known_index(index)] if index else indices())}
     if as_json:
         console.emit_json(found)
         return
@@ -92,16 +92,16 @@ def versions(
         )
 
 
-def _indices() -> list[str]:
+def indices() -> list[str]:
     from pipelines.indices import INDICES
 
     return list(INDICES)
 
 
-def _known_index(name: str) -> str:
+def known_index(name: str) -> str:
     from pipelines.indexing.versions import VersionError
 
-    known = _indices()
+    known = indices()
     if name not in known:
         raise VersionError(f"there is no index {name!r}", remedy=f"name one of {', '.join(known)}")
     return name
@@ -110,7 +110,7 @@ def _known_index(name: str) -> str:
 def _versions_of(settings: Settings, index: str) -> Versions:
     from pipelines.indexing.versions import Versions
 
-    return Versions(settings.paths.indices, _known_index(index))
+    return Versions(settings.paths.indices, known_index(index))
 
 
 def _version_rows(settings: Settings, index: str) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ def publish(
     """
     from jobs import moves
 
-    _print_pointer(index, moves.publish(load_settings(), _known_index(index), version, console.say), as_json)
+    print_pointer(index, moves.publish(load_settings(), known_index(index), version, console.say), as_json)
 
 
 @app.command(rich_help_panel=BASES)
@@ -166,9 +166,9 @@ def rollback(
     from jobs import moves
 
     pointer = moves.rollback(
-        load_settings(), _known_index(index), to, without_delta=without_delta, say=console.say
+        load_settings(), known_index(index), to, without_delta=without_delta, say=console.say
     )
-    _print_pointer(index, pointer, as_json)
+    print_pointer(index, pointer, as_json)
 
 
 @app.command(rich_help_panel=BASES)
@@ -176,10 +176,10 @@ def resume(index: Index, as_json: Json = False) -> None:
     """Serve the delta again, after `rollback --without-delta`."""
     from jobs import moves
 
-    _print_pointer(index, moves.resume(load_settings(), _known_index(index), console.say), as_json)
+    print_pointer(index, moves.resume(load_settings(), known_index(index), console.say), as_json)
 
 
-def _print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:
+def print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:
     if as_json:
         console.emit_json({"index": index, **pointer._asdict()})
     else:

@@ -9,11 +9,13 @@ at the position that was committed last: what is read twice is the same fact, an
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,6 +82,17 @@ def begin(
         committed: What the stream's target holds; asked only when it is needed.
         partitions: How many partitions a topic has at least; those without a committed offset start at the earliest.
     """
+    with _alone(checkpoints):  # what else feeds this stream, of other code, must not take the same number
+        return _begin(checkpoints, name, topic_ids, committed, partitions)
+
+
+def _begin(
+    checkpoints: Path,
+    name: str,
+    topic_ids: Mapping[str, str],
+    committed: Callable[[], Committed],
+    partitions: int,
+) -> Incarnation:
     folder = checkpoints / name
     stored = _stored(folder / "incarnation.json")
     if stored and stored["topic_ids"] == dict(topic_ids):
@@ -87,7 +100,7 @@ def begin(
         if any((checkpoint / "offsets").glob("[0-9]*")) or committed().incarnation < stored["number"]:
             return Incarnation(stored["number"], checkpoint, stored["starting_offsets"])
     held = committed()
-    number = max(held.incarnation, stored["number"] if stored else 0) + 1
+    number = max([held.incarnation, *_begun(checkpoints, name)]) + 1
     offsets = {
         topic: {
             str(p): held.position.topics.get(topic_id, {}).get(p) or EARLIEST
@@ -104,6 +117,21 @@ def begin(
     )
     log.info("%s begins incarnation %d at %s", name, number, incarnation.starting_offsets)
     return incarnation
+
+
+def _begun(checkpoints: Path, name: str) -> list[int]:
+    """The incarnations that a stream began, under whatever lineages: two of one number would be taken for one."""
+    stream = name.partition("-")[0]
+    files = [checkpoints / name / "incarnation.json", *checkpoints.glob(f"{stream}-*/incarnation.json")]
+    return [stored["number"] for file in files if (stored := _stored(file))]
+
+
+@contextmanager
+def _alone(checkpoints: Path) -> Iterator[None]:
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with (checkpoints / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def records(
@@ -222,7 +250,13 @@ class HotStreamRun:
         number = max(
             [number, *(delta.last_incarnation(self._path(s), self.stream.name, number) for s in self.specs)]
         )
-        each = [positions.merge_all(m.end for m in markers) for markers in found]
+        floors = [
+            delta.floor(self._path(spec)) for spec in self.specs
+        ]  # a new lineage begins at its base's cut
+        each = [
+            positions.merge_all([floor, *(m.end for m in markers)])
+            for floor, markers in zip(floors, found, strict=True)
+        ]
         return Committed(number, positions.meet_all(each))
 
     def _writer(self, spec: IndexSpec) -> DeltaWriter:

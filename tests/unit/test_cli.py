@@ -35,6 +35,7 @@ COMMANDS = [
     "resume",
     "query",
     "dead-letters",
+    "lineage",
     "account",
     "bench",
     "demo",
@@ -88,7 +89,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_every_command_that_answers_has_json() -> None:
     group = typer.main.get_command(cli.app)
     commands = dict(group.commands)  # type: ignore[attr-defined]
-    for name in ("query", "dead-letters"):
+    for name in ("query", "dead-letters", "lineage"):
         commands |= {f"{name} {inner}": found for inner, found in commands.pop(name).commands.items()}
     lacking = [
         name for name, found in commands.items() if "--json" not in str([p.opts for p in found.params])
