@@ -35,7 +35,7 @@ from pipelines.ingest import broker
 from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
 
-USERS = 5
+USERS = 9
 Record = dict[str, Any]
 
 OLD_COLUMNS = pa.schema([("pin_id", pa.string()), ("action", pa.string())])
@@ -134,7 +134,7 @@ class World(NamedTuple):
         """What the streaming process of that code does."""
         lineages.say_feeding(self.path(spec), "test", Path.cwd())
         return self.run(spec).start(
-            self.spark,
+            self.spark.newSession(),  # as if in another process: a session has one query of a name
             servers=self.settings.kafka.bootstrap_servers,
             topic_ids=broker.ensure_topics(self.settings, self.stream.topics),
             partitions=self.settings.kafka.partitions,
@@ -146,11 +146,12 @@ class World(NamedTuple):
         """A base of everything before a cut, read from the topic as a build reads the archive."""
         topic_ids = broker.ensure_topics(self.settings, self.stream.topics)
         (topic, topic_id), offsets = next(iter(topic_ids.items())), next(iter(cut.topics.values()))
+        partitions = range(self.settings.kafka.partitions)
         source = (
             self.spark.read.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka.bootstrap_servers)
             .option("subscribe", topic)
-            .option("endingOffsets", json.dumps({topic: {str(p): o for p, o in offsets.items()}}))
+            .option("endingOffsets", json.dumps({topic: {str(p): offsets.get(p, 0) for p in partitions}}))
             .load()
         )
         rows = source.selectExpr(
