@@ -338,9 +338,9 @@ def back(settings: Settings, index: str, say: Say = lambda text: None) -> tuple[
 
 
 def _shows_life(path: Path) -> bool:
-    deadline = time.monotonic() + SIGN_OF_LIFE_S
-    while lineages.feeding(path) is None:
-        if time.monotonic() > deadline:
+    asked_at = time.time()
+    while (found := lineages.feeding(path)) is None or found.at < asked_at:
+        if time.time() > asked_at + SIGN_OF_LIFE_S:
             return False
         time.sleep(0.2)
     return True

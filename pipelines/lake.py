@@ -366,23 +366,17 @@ def reshape(spark: SparkSession, spec: TableSpec) -> None:
     if not spark.catalog.tableExists(spec.identifier):
         ensure(spark, spec)
         return
-    found = {field.name: field.dataType.simpleString() for field in spark.table(spec.identifier).schema}
-    wanted = {column.name: _simple(spark, column.type) for column in spec.columns}
+    nothing = ", ".join(f"CAST(NULL AS {column.type}) AS `{column.name}`" for column in spec.columns)
+    wanted = {field.name: field.dataType for field in spark.sql(f"SELECT {nothing}").schema}
+    found = {field.name: field.dataType for field in spark.table(spec.identifier).schema}
     for name in [name for name, kind in found.items() if wanted.get(name) != kind]:
         spark.sql(f"ALTER TABLE {spec.identifier} DROP COLUMN `{name}`")
-    kept = [column for column in spec.columns if found.get(column.name) == wanted[column.name]]
     for place, column in enumerate(spec.columns):
-        if column not in kept:
+        if found.get(column.name) != wanted[column.name]:
             where = f"AFTER `{spec.columns[place - 1].name}`" if place else "FIRST"
-            comment = quoted(_comment(column))
-            spark.sql(
-                f"ALTER TABLE {spec.identifier} ADD COLUMN `{column.name}` {column.type} COMMENT {comment} {where}"
-            )
+            added = f"`{column.name}` {column.type} COMMENT {quoted(_comment(column))} {where}"
+            spark.sql(f"ALTER TABLE {spec.identifier} ADD COLUMN {added}")
     _require_columns(spark, spec)
-
-
-def _simple(spark: SparkSession, kind: str) -> str:
-    return str(spark.sql(f"SELECT CAST(NULL AS {kind}) AS c").schema[0].dataType.simpleString())
 
 
 def _create(spark: SparkSession, spec: TableSpec) -> None:

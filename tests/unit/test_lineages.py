@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from jobs import cli, code, controls
+from jobs import cli, code, controls, processes
 from jobs import lineages as moving
 from pipelines.indexing import build, delta, facts, lineages, streaming
 from pipelines.indexing.base import BadBase, Manifest, open_base
@@ -333,3 +333,59 @@ def test_the_main_streams_run_the_code_of_what_is_served_unless_a_process_beside
     controls.set_beside(settings.paths.run, [])
     lineages.end(delta.table_path(settings.paths.delta, "pins", "before"))
     assert moving.code_of_served(settings) is None, "nobody needs to feed what has ended"
+
+
+# ------------------------------------------------------------------------------------------------ processes beside
+
+
+def test_a_process_beside_runs_kept_code_and_says_when_that_is_gone(settings: Settings) -> None:
+    kept = code.keep(settings)
+    controls.set_beside(
+        settings.paths.run, [controls.Beside("streams-1", kept.name, ("pins", "user_events"))]
+    )
+    (beside,) = [p for p in processes.local(settings) if p.name == "streams-1"]
+    assert beside.folder == kept.folder
+    assert dict(beside.environment)["PYTHONPATH"].split(":")[0] == str(kept.folder)
+    wanted = ["jobs.streams", "--beside", "streams-1", "--index", "pins", "--index", "user_events"]
+    assert list(beside.command())[2:] == wanted
+    code.drop_unused(settings, [])
+    with pytest.raises(code.CodeError, match="is not kept"):
+        beside.command()
+
+
+def test_a_stream_whose_lineages_have_ended_is_not_missing(tmp_path: Path) -> None:
+    board = controls.Controls(tmp_path, "streams-1")
+    board.report({"pin_updates": {"state": controls.ENDED}, "archive": {"state": controls.RUNNING}})
+    assert board.what_is_missing() is None
+    assert controls.Controls(tmp_path).what_is_missing() is not None
+
+
+def test_a_newer_candidate_takes_the_place_of_the_one_before_but_not_of_what_is_served(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+    for verb in ("up", "down"):
+        monkeypatch.setattr(
+            processes,
+            verb,
+            lambda keeper, chosen, say, verb=verb: asked.append((verb, [p.name for p in chosen])),
+        )
+    copies = {
+        name: code.Kept(settings.paths.code / f"{name}-0", {"pins": name, "user_events": name})
+        for name in "abc"
+    }
+    for kept in copies.values():
+        kept.folder.mkdir(parents=True)
+        (kept.folder / code.LINEAGES).write_text(json.dumps(kept.lineages))
+    served = Manifest("pins", "v", "a", EMPTY, None, "", {}, {}, {}, ())
+    monkeypatch.setattr(Versions, "served", lambda self: served)
+    moving.feed_beside(settings, copies["a"], ["pins"])
+    moving.feed_beside(settings, copies["b"], ["pins"])
+    moving.feed_beside(settings, copies["b"], ["user_events"])
+    moving.feed_beside(settings, copies["c"], ["pins"])
+    assert controls.beside(settings.paths.run) == [
+        controls.Beside("streams-a", "a-0", ("pins",)),
+        controls.Beside("streams-b", "b-0", ("user_events",)),
+        controls.Beside("streams-c", "c-0", ("pins",)),
+    ]
+    assert asked[-2:] == [("down", ["streams-b"]), ("up", ["streams-a", "streams-b", "streams-c"])]
