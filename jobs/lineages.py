@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jobs import code, controls, processes
 from pipelines.errors import TidemarkError
 from pipelines.indexing import delta, lineages
+from pipelines.indexing.base import BadBase
 from pipelines.indexing.position import EMPTY, Position, merge_all
 from pipelines.indexing.versions import Pointer, Versions, reaches
 from pipelines.settings import Settings
@@ -165,7 +166,7 @@ def start(
     from jobs import build as builder
 
     changed = _changed(settings, indices)
-    missing = [index for index in changed if _candidate(settings, index) is None]
+    missing = [index for index in changed if not _has_good_candidate(settings, index)]
     if missing:
         say(f"building candidates of {', '.join(missing)}; they are not published")
         built = builder.build(settings, indices=missing, is_published=False, report=report)
@@ -218,6 +219,14 @@ def _candidate(settings: Settings, index: str) -> Manifest | None:
     return next((m for m in reversed(found) if reaches(settings.paths.delta, m)), None)
 
 
+def _has_good_candidate(settings: Settings, index: str) -> bool:
+    from pipelines.indices import INDICES
+    from quality import gates
+
+    found = _candidate(settings, index)
+    return found is not None and all(f.passed for f in gates.examine(settings, INDICES[index], found.version))
+
+
 def _require_candidate(settings: Settings, index: str) -> Manifest:
     found = _candidate(settings, index)
     if found is None:
@@ -254,8 +263,7 @@ def compare(settings: Settings, index: str) -> Comparison:
     """What is served against the candidate, each with its delta.
 
     Raises:
-        LineageError: There is no candidate.
-        BadBase: One of the two cannot be read by this code.
+        LineageError: There is no candidate, or the two are read in ways that cannot be compared.
     """
     from pipelines.indices import INDICES
     from quality import comparison
@@ -263,7 +271,14 @@ def compare(settings: Settings, index: str) -> Comparison:
     versions = Versions(settings.paths.indices, index)
     served, candidate = _require_served(settings, index), _require_candidate(settings, index)
     old, new = versions.path(served.version), versions.path(candidate.version)
-    return comparison.compare(INDICES[index], settings.paths.delta, old, new)
+    try:
+        return comparison.compare(INDICES[index], settings.paths.delta, old, new)
+    except BadBase as error:
+        raise LineageError(
+            f"{candidate.version} cannot be compared with {served.version}: {error.what}",
+            where=f"index {index}",
+            remedy=f"`tidemark lineage publish {index} --force`, then start serving anew with this code",
+        ) from error
 
 
 def publish(
@@ -288,8 +303,8 @@ def publish(
     here, served = code.lineages_here()[index], _require_served(settings, index)
     if served.lineage != here:
         candidate = _require_candidate(settings, index)
-        refused = [f for f in compare(settings, index).findings if not f.passed]
-        if refused and not is_forced:
+        refused = [] if is_forced else [f for f in compare(settings, index).findings if not f.passed]
+        if refused:
             raise LineageError(
                 f"{candidate.version} lacks too much of what {served.version} has",
                 where=f"index {index}: " + "; ".join(f.description for f in refused),
