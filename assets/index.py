@@ -21,7 +21,8 @@ from assets.platform import (
 )
 from pipelines import index_rows, lake
 from pipelines.errors import TidemarkError
-from pipelines.indexing.base import Manifest
+from pipelines.indexing import lineages
+from pipelines.indexing.base import Manifest, read_manifest
 from pipelines.indexing.build import Meta, build
 from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indexing.versions import Versions
@@ -53,7 +54,7 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
     def rows(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
         sources = {name: platform.read(context, name) for name in dict.fromkeys(inputs.values())}
         stands_on = index_rows.standing(spec, {name: source.snapshot for name, source in sources.items()})
-        lake.ensure(platform.spark, table)
+        lake.reshape(platform.spark, table)
         facts = index_rows.rows(spec, lambda name: (sources.get(name) or platform.read(context, name)).rows)
         lake.overwrite(facts, table, stands_on.summary())
         return dg.MaterializeResult(metadata=described(platform.newest(table.name)))
@@ -109,9 +110,11 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
                 remedy="; ".join(result.description for result in refused),
             )
         versions = Versions(platform.settings.paths.indices, spec.name)
+        manifest = read_manifest(versions.path(version))
+        lineages.require_succession(platform.settings.paths.delta, versions.served(), manifest)
         pointer = versions.publish(version)
         versions.wait_swapped(pointer, SWAP_TIMEOUT_S, context.log.info)
-        manifest = next(m for m in versions.manifests() if m.version == version)
+        lineages.end_others(platform.settings.paths.delta, manifest)
         for model_id in sorted(set(manifest.models.values())):
             registry.set_live(platform.settings, model_id)
         record_version(platform, version_row(manifest, "published"))

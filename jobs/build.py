@@ -46,10 +46,11 @@ class BuildReport(NamedTuple):
     """What came of a build.
 
     Attributes:
-        passed: Whether every index was published.
+        passed: Whether every index was published (built, where nothing was to be published).
         run_id: The run, in Dagster's pages.
         seconds: How long it took, waiting apart.
         steps: In the order in which they ended.
+        built: Index → base version, of the candidates that were built.
         published: Index → base version, of the indices that were.
         failed_checks: What a check that failed says, by `<asset>:<check>`.
         failed_steps: Why a step failed, by its name.
@@ -60,6 +61,7 @@ class BuildReport(NamedTuple):
     run_id: str
     seconds: float
     steps: tuple[Step, ...]
+    built: dict[str, str]
     published: dict[str, str]
     failed_checks: dict[str, str]
     failed_steps: dict[str, str]
@@ -90,6 +92,7 @@ def build(
     indices: Sequence[str] | None = None,
     *,
     after_curated: bool = False,
+    is_published: bool = True,
     report: Report = lambda step: None,
     wait_timeout_s: float = 300.0,
 ) -> BuildReport:
@@ -100,6 +103,7 @@ def build(
         wait: Wait first until the archive has passed this position.
         indices: Only these, with what they need; by default all.
         after_curated: Take the curated tables as they are, as after a backfill.
+        is_published: False: build candidates and take them through their gate, and no further.
         report: Is told of every step as it begins and ends.
         wait_timeout_s: How long to wait for the archive.
 
@@ -111,7 +115,7 @@ def build(
         await_archive(settings, wait, wait_timeout_s, report)
     _use_dagster_home(settings)
     with _alone(settings):
-        return _run(settings, chosen, report, after_curated)
+        return _run(settings, chosen, is_published, after_curated, report)
 
 
 def backfill(settings: Settings, days: Days) -> list[Changes]:
@@ -207,7 +211,9 @@ def _job(settings: Settings, name: str) -> dg.JobDefinition:
     return build_defs({"platform": Platform(lambda: settings, gates.examine)}).resolve_job_def(name)
 
 
-def _run(settings: Settings, indices: list[str], report: Report, after_curated: bool) -> BuildReport:
+def _run(
+    settings: Settings, indices: list[str], is_published: bool, after_curated: bool, report: Report
+) -> BuildReport:
     import dagster as dg
 
     from jobs.schedules import BUILD
@@ -215,10 +221,11 @@ def _run(settings: Settings, indices: list[str], report: Report, after_curated: 
 
     job = _job(settings, BUILD)
     selection = None
-    if set(indices) != set(INDICES) or after_curated:
-        published = dg.AssetSelection.assets(*[["published", name] for name in indices])
+    last = "published" if is_published else "base"
+    if set(indices) != set(INDICES) or after_curated or not is_published:
+        chosen = dg.AssetSelection.assets(*[[last, name] for name in indices])
         before = ("raw", "curated") if after_curated else ()
-        wanted = published.upstream() - dg.AssetSelection.groups(*before)
+        wanted = chosen.upstream() - dg.AssetSelection.groups(*before)
         selection = sorted(wanted.resolve(job.asset_layer.asset_graph))
     run_id = str(uuid.uuid4())
     started = time.monotonic()
@@ -232,7 +239,7 @@ def _run(settings: Settings, indices: list[str], report: Report, after_curated: 
             asset_selection=selection,
             run_config=_QUIET,
         )
-    return _reported(result, run_id, time.monotonic() - started, watch, indices)
+    return _reported(result, run_id, time.monotonic() - started, watch, indices, last)
 
 
 class _Watch:
@@ -267,15 +274,21 @@ class _Watch:
 
 
 def _reported(
-    result: dg.ExecuteInProcessResult, run_id: str, seconds: float, watch: _Watch, indices: list[str]
+    result: dg.ExecuteInProcessResult,
+    run_id: str,
+    seconds: float,
+    watch: _Watch,
+    indices: list[str],
+    last: str,
 ) -> BuildReport:
-    published, accounts = {}, {}
+    made: dict[str, dict[str, str]] = {"base": {}, "published": {}}
+    accounts = {}
     for event in result.get_asset_materialization_events():
         key = event.asset_key
         assert key is not None
         metadata = event.materialization.metadata
-        if key.path[0] == "published":
-            published[key.path[1]] = str(metadata["version"].value)
+        if key.path[0] in made:
+            made[key.path[0]][key.path[1]] = str(metadata["version"].value)
         if "account" in metadata:
             account = metadata["account"].value
             assert isinstance(account, dict)
@@ -294,11 +307,12 @@ def _reported(
         if step.state == "failed" and step.name not in of_checks
     }
     return BuildReport(
-        passed=result.success and set(indices) <= set(published),
+        passed=result.success and set(indices) <= set(made[last]),
         run_id=run_id,
         seconds=round(seconds, 2),
         steps=tuple(watch.steps),
-        published=published,
+        built=made["base"],
+        published=made["published"],
         failed_checks=failed_checks,
         failed_steps=failed_steps,
         accounts=accounts,

@@ -1,7 +1,7 @@
 """The switchboard of the streams: which of them should run, and what became of each.
 
-Two small JSON files under the home's `run` folder. The command line writes what is wanted, the streaming process
-reads it and writes back what is. Nothing here knows Spark, so that the command line stays quick.
+Two small JSON files for each streaming process under the home's `run` folder. The command line writes what is wanted,
+the streaming process reads it and writes back what is. Nothing here knows Spark, so that the command line stays quick.
 """
 
 from __future__ import annotations
@@ -9,26 +9,28 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RUNNING, STOPPED = "running", "stopped"
+RUNNING, STOPPED, ENDED = "running", "stopped", "ended"
 STALE_AFTER_S = 20.0
+BESIDE = "streams.beside.json"
 
 
 class Controls(NamedTuple):
-    """The two files under this folder."""
+    """The two files of a streaming process under this folder."""
 
     run: Path
+    process: str = "streams"
 
     @property
     def wanted_file(self) -> Path:
-        return self.run / "streams.wanted.json"
+        return self.run / f"{self.process}.wanted.json"
 
     @property
     def status_file(self) -> Path:
-        return self.run / "streams.status.json"
+        return self.run / f"{self.process}.status.json"
 
     def wanted(self) -> dict[str, str]:
         """What was asked for by name; a stream that is not named should run."""
@@ -57,14 +59,17 @@ class Controls(NamedTuple):
         return dict(found.get("streams", {})) if is_fresh else {}
 
     def what_is_missing(self) -> str | None:
-        """None when each stream does what is wanted of it; a failing one that is tried again counts as missing."""
+        """None when each stream does what is wanted of it; a failing one that is tried again counts as missing.
+
+        A stream whose lineages have ended has nothing left to do.
+        """
         streams = self.status()
         if not streams:
             return "the streaming process has not reported yet"
         late = [
             f"{name} is {status['state']}" + (f" ({status['detail']})" if status.get("detail") else "")
             for name, status in streams.items()
-            if status["state"] != (RUNNING if self.should_run(name) else STOPPED)
+            if status["state"] not in (RUNNING if self.should_run(name) else STOPPED, ENDED)
         ]
         return "; ".join(late) or None
 
@@ -76,6 +81,25 @@ class Controls(NamedTuple):
                 return False
             time.sleep(0.1)
         return True
+
+
+class Beside(NamedTuple):
+    """A streaming process beside the main one: it feeds some indices with code that is kept (`jobs.code`)."""
+
+    name: str
+    code: str
+    indices: tuple[str, ...]
+
+
+def beside(run: Path) -> list[Beside]:
+    """The streaming processes that should run beside the main one."""
+    rows = _read(run / BESIDE).get("processes", [])
+    return [Beside(row["name"], row["code"], tuple(row["indices"])) for row in rows]
+
+
+def set_beside(run: Path, processes: Iterable[Beside]) -> None:
+    """From now on these should run; holds over restarts."""
+    _write(run / BESIDE, {"processes": [process._asdict() for process in processes]})
 
 
 def _read(path: Path) -> dict[str, Any]:

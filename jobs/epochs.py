@@ -18,7 +18,6 @@ from deltalake.exceptions import TableNotFoundError
 from pipelines import lake
 from pipelines.indexing import delta
 from pipelines.indexing.delta import Marker
-from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indices import INDICES
 
 if TYPE_CHECKING:
@@ -26,16 +25,19 @@ if TYPE_CHECKING:
 
     from pipelines.settings import Settings
 
-Source = tuple[str, str, str]  # index, lineage, stream
+Source = tuple[str, str, str, int]  # index, lineage, stream, incarnation
 
 
 class MarkerCopy:
-    """Copies each epoch once: a stream commits its epochs in order, so the greatest copied one says what is new."""
+    """Copies each epoch once: an incarnation commits its epochs in order, so the greatest copied one says what is new.
+
+    Of every lineage that has a delta, whatever code feeds it.
+    """
 
     def __init__(self, spark: SparkSession, settings: Settings) -> None:
         self._spark, self._settings = spark, settings
         self._seen: set[str] = set()
-        self._copied: dict[Source, tuple[int, int]] | None = None
+        self._copied: dict[Source, int] | None = None
 
     def run(self) -> int:
         """Copies what is new; gives how many epochs that were."""
@@ -45,10 +47,11 @@ class MarkerCopy:
         copied = dict(self._copied)
         rows: list[dict[str, Any]] = []
         files: set[str] = set()
-        for spec in INDICES.values():
-            found, read = self._new(spec, copied)
-            rows += found
-            files |= read
+        for index in INDICES:
+            for path in sorted((self._settings.paths.delta / index).glob("*/_delta_log")):
+                found, read = self._new(index, path.parent, copied)
+                rows += found
+                files |= read
         if rows:
             schema = self._spark.table(lake.OPS_EPOCHS.identifier).schema
             lake.append(self._spark.createDataFrame(rows, schema), lake.OPS_EPOCHS)
@@ -56,37 +59,36 @@ class MarkerCopy:
         self._seen |= files
         return len(rows)
 
-    def _already_copied(self) -> dict[Source, tuple[int, int]]:
+    def _already_copied(self) -> dict[Source, int]:
         from pyspark.sql import functions as F
 
-        newest = F.max(F.struct("incarnation", "epoch")).alias("newest")
+        columns = ("index", "lineage", "stream", "incarnation")
         table = lake.read(self._spark, lake.OPS_EPOCHS.name)
         return {
-            (row["index"], row["lineage"], row["stream"]): tuple(row["newest"])
-            for row in table.groupBy("index", "lineage", "stream").agg(newest).collect()
+            tuple(row[name] for name in columns): row["newest"]
+            for row in table.groupBy(*columns).agg(F.max("epoch").alias("newest")).collect()
         }
 
     def _new(
-        self, spec: IndexSpec, copied: dict[Source, tuple[int, int]]
+        self, index: str, path: Path, copied: dict[Source, int]
     ) -> tuple[list[dict[str, Any]], set[str]]:
-        mark = lineage(spec)
-        path = delta.table_path(self._settings.paths.delta, spec.name, mark)
+        mark = path.name
         try:
             added = pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))
         except TableNotFoundError:
             return [], set()
         files = added.select(["path", "modification_time"]).to_pylist()
-        unread = [file for file in files if f"{spec.name}/{file['path']}" not in self._seen]
+        unread = [file for file in files if f"{index}/{file['path']}" not in self._seen]
         found = [item for file in unread for item in _markers(path / file["path"], file["modification_time"])]
         rows = []
         for marker, facts, committed_at in sorted(
             found, key=lambda item: (item[0].incarnation, item[0].epoch)
         ):
-            source = (spec.name, mark, marker.stream)
-            if (marker.incarnation, marker.epoch) > copied.get(source, (0, -1)):
-                copied[source] = (marker.incarnation, marker.epoch)
-                rows.append(row(spec.name, mark, marker, facts, committed_at))
-        return rows, {f"{spec.name}/{file['path']}" for file in unread}
+            source = (index, mark, marker.stream, marker.incarnation)
+            if marker.epoch > copied.get(source, -1):
+                copied[source] = marker.epoch
+                rows.append(row(index, mark, marker, facts, committed_at))
+        return rows, {f"{index}/{file['path']}" for file in unread}
 
 
 def _markers(file: Path, modified: Any) -> list[tuple[Marker, int | None, datetime]]:

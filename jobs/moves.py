@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.errors import TidemarkError
+from pipelines.indexing import lineages
 from pipelines.indexing.versions import Pointer, VersionError, Versions, reaches
 from pipelines.settings import Settings
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.indexing.base import Manifest
 
 SWAP_TIMEOUT_S = 120.0
+CATCH_UP_TIMEOUT_S = 30.0
 Say = Callable[[str], None]
 
 
@@ -31,6 +33,7 @@ def publish(settings: Settings, index: str, version: str, say: Say = lambda text
     Raises:
         NotPublished: it does not pass; the message says which checks, and what they found.
         VersionError: there is no such version, or it is older than the one that is served.
+        NotCaughtUp: it is of another lineage, which does not hold yet what the served one does.
         SwapFailed: a replica did not swap.
     """
     from pipelines.indices import INDICES
@@ -49,9 +52,12 @@ def publish(settings: Settings, index: str, version: str, say: Say = lambda text
             where=f"index {index}",
             remedy="; ".join(finding.description for finding in refused),
         )
+    manifest, current = _manifest(versions, version), versions.served()
+    if current is not None and current.lineage != manifest.lineage:
+        lineages.await_caught_up(settings.paths.delta, current, manifest, CATCH_UP_TIMEOUT_S)
     pointer = versions.publish(version)
     versions.wait_swapped(pointer, SWAP_TIMEOUT_S, say)
-    manifest = _manifest(versions, version)
+    lineages.end_others(settings.paths.delta, manifest)
     for model_id in sorted(set(manifest.models.values())):
         registry.set_live(settings, model_id)
     _record(settings, manifest, "published", None)

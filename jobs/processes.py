@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs import controls, log_files
+from jobs import code, controls, log_files
+from jobs.code import Kept
 from pipelines import logs, preflight
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
@@ -50,6 +51,7 @@ class Process(NamedTuple):
     environment: tuple[tuple[str, str], ...] = ()
     once_ready: Callable[[], object] = lambda: None
     is_needed_by_others: bool = False  # those after it are started only once it is ready
+    folder: Path = ROOT  # where it is started: the code that it runs
 
 
 class Record(NamedTuple):
@@ -270,7 +272,7 @@ class Supervisor(NamedTuple):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                cwd=ROOT,
+                cwd=process.folder,
                 start_new_session=True,
             )
             began = start_time(child.pid) or "gone"
@@ -403,7 +405,8 @@ def http_probe(url: str) -> Callable[[], str | None]:
 
 def local(settings: Settings) -> list[Process]:
     """The processes of the local size, in the order in which they start."""
-    processes = [_collector(settings), _streams(settings), _serving(settings), _dagster(settings)]
+    beside = [_beside(settings, entry) for entry in controls.beside(settings.paths.run)]
+    processes = [_collector(settings), _streams(settings), *beside, _serving(settings), _dagster(settings)]
     return [_broker(settings), *processes] if settings.kafka.is_embedded else processes
 
 
@@ -465,6 +468,22 @@ def _streams(settings: Settings) -> Process:
 
     environment = _environment_of(settings)
     return Process("streams", command, board.what_is_missing, (), 300.0, 40.0, environment)
+
+
+def _beside(settings: Settings, entry: controls.Beside) -> Process:
+    """Streams of another lineage, from the code that was kept of it."""
+    board = controls.Controls(settings.paths.run, entry.name)
+    kept = Kept(settings.paths.code / entry.code, {})
+
+    def command() -> Sequence[str]:
+        board.forget_status()
+        code.named(settings, entry.code)  # or it says what is missing
+        chosen = [argument for index in entry.indices for argument in ("--index", index)]
+        return _python("-m", "jobs.streams", "--beside", entry.name, *chosen)
+
+    environment = (*_environment_of(settings), *kept.environment().items())
+    missing = board.what_is_missing
+    return Process(entry.name, command, missing, (), 300.0, 40.0, environment, folder=kept.folder)
 
 
 def _serving(settings: Settings) -> Process:

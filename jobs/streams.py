@@ -4,28 +4,35 @@ Here: starting and stopping each stream as the switchboard (`jobs.controls`) ask
 how each is doing, and copying epoch markers to `ops.epochs`. Not here: what a stream computes (`pipelines`).
 
 Each stream has a thread of its own, so that one that fails, or waits for a broker that is away, holds up no other.
+
+A process feeds the lineages of the code that it runs. After the checkout was edited, the process that is started is
+still that of the code which feeds what is served, from the copy that was kept of it (`jobs.code`). With `--beside NAME
+--index INDEX` it hosts the hot streams of these indices alone: those of another lineage, beside the others.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs.controls import RUNNING, STOPPED, Controls
+from jobs.controls import ENDED, RUNNING, STOPPED, Controls
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from pyspark.sql.streaming import StreamingQuery
 
+    from jobs.code import Kept
     from pipelines.indexing.streaming import HotStream, HotStreamRun
     from pipelines.settings import Settings
 
@@ -36,13 +43,19 @@ MARKERS_EVERY_S = 60.0
 LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
 GOODBYE_S = 30.0
+FEEDING_EVERY_S = 2.0
 
 
 class Hosted(NamedTuple):
-    """A stream by name, and how its query is begun (each time anew: from its checkpoint, or as a new incarnation)."""
+    """A stream by name, and how its query is begun (each time anew: from its checkpoint, or as a new incarnation).
+
+    `feeds` gives the folders of the deltas that it feeds; when that changes, its query is begun anew, and without
+    any it has ended. The archive feeds none: None.
+    """
 
     name: str
     begin: Callable[[], StreamingQuery]
+    feeds: Callable[[], tuple[Path, ...] | None] = lambda: None
 
 
 class Runner(threading.Thread):
@@ -52,6 +65,7 @@ class Runner(threading.Thread):
         super().__init__(name=f"stream-{hosted.name}", daemon=True)
         self.hosted, self.board, self.ending = hosted, board, ending
         self.query: StreamingQuery | None = None
+        self.fed: tuple[Path, ...] | None = None
         self.failures = 0
         self.state: dict[str, Any] = {"state": "starting", "detail": ""}
 
@@ -77,6 +91,13 @@ class Runner(threading.Thread):
         if not self.board.should_run(self.hosted.name):
             self._end_query()
             self.state = {"state": STOPPED, "detail": "by request"}
+            return
+        fed = self.hosted.feeds()
+        if fed != self.fed:
+            self._end_query()
+            self.fed = fed
+        if fed == ():
+            self.state = {"state": ENDED, "detail": "other lineages have taken over"}
             return
         if self.query is None:
             self.state = {**self.state, "state": "starting" if not self.failures else "failing"}
@@ -123,6 +144,10 @@ def first_line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------ which streams
 
 
+def is_running(runner: Runner) -> bool:
+    return runner.state["state"] == RUNNING
+
+
 def stream_names() -> list[str]:
     """The archive, then every hot stream that is declared."""
     from pipelines.indices import STREAMS
@@ -131,8 +156,16 @@ def stream_names() -> list[str]:
     return [archive.STREAM, *STREAMS]
 
 
-def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
-    """The streams of this process. Beginning one asks the broker for its topics, and makes them if they are missing."""
+def hosted_streams(
+    spark: SparkSession, settings: Settings, indices: Collection[str] | None = None
+) -> list[Hosted]:
+    """The streams of this process. Beginning one asks the broker for its topics, and makes them if they are missing.
+
+    Args:
+        indices: Feed these alone, and host no archive; None: everything.
+    """
+    from pipelines.indexing import delta, lineages
+    from pipelines.indexing.spec import IndexSpec, lineage
     from pipelines.indexing.streaming import HotStreamRun
     from pipelines.indices import INDICES, STREAMS, as_known
     from pipelines.ingest import archive, broker
@@ -140,17 +173,22 @@ def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
 
     known = Known(settings)
 
-    def hot(stream: HotStream) -> Hosted:
-        run = HotStreamRun(
-            as_known(stream, known),
-            INDICES.values(),
-            deltas=settings.paths.delta,
-            checkpoints=settings.paths.checkpoints,
-        )
+    def path(spec: IndexSpec) -> Path:
+        return delta.table_path(settings.paths.delta, spec.name, lineage(spec))
 
+    def hot(stream: HotStream, specs: Sequence[IndexSpec]) -> Hosted:
         warmed: list[bool] = []
 
+        def live() -> list[IndexSpec]:
+            return [spec for spec in specs if not lineages.order(path(spec)).is_ended]
+
         def begin() -> StreamingQuery:
+            run = HotStreamRun(
+                as_known(stream, known),
+                live(),
+                deltas=settings.paths.delta,
+                checkpoints=settings.paths.checkpoints,
+            )
             topic_ids = broker.ensure_topics(settings, stream.topics)
             if not warmed:
                 warm_up(spark, run)
@@ -167,9 +205,13 @@ def hosted_streams(spark: SparkSession, settings: Settings) -> list[Hosted]:
                 require_same_topics=functools.partial(broker.require_same, settings, topic_ids),
             )
 
-        return Hosted(stream.name, begin)
+        return Hosted(stream.name, begin, lambda: tuple(path(spec) for spec in live()))
 
-    return [Hosted(archive.STREAM, lambda: archive.start(spark, settings)), *map(hot, STREAMS.values())]
+    chosen = [spec for spec in INDICES.values() if indices is None or spec.name in indices]
+    fed = [(stream, [spec for spec in chosen if stream.name in spec.streams]) for stream in STREAMS.values()]
+    hosted = [hot(stream, specs) for stream, specs in fed if specs or indices is None]
+    archived = [Hosted(archive.STREAM, lambda: archive.start(spark, settings))]
+    return hosted if indices is not None else archived + hosted
 
 
 def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
@@ -203,35 +245,72 @@ def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
 
 def main() -> int:
     """Runs until SIGTERM or SIGINT; 1 when Spark itself is gone, so that a supervisor starts the process again."""
+    from jobs import code, lineages
     from pipelines import logs
     from pipelines import settings as settings_module
-    from pipelines.indexing.spec import lineage
-    from pipelines.indices import INDICES
     from pipelines.spark import session
 
-    logs.configure("streams")
+    options = _options()
+    name = options.beside or "streams"
+    logs.configure(name)
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     settings = settings_module.load()
+    # Also before there are threads: CPython 3.11 cannot build two syntax trees at a time.
+    if options.beside is None and (kept := lineages.code_of_served(settings)) is not None:
+        log.info("what is served is fed by other code: handing over to %s", kept.folder)
+        hand_over(kept)
+    held = code.hold()
+    log.info("the code of this process is kept as %s", code.keep(settings).name)
     stand_back(settings.streams.nice)
-    board = Controls(settings.paths.run)
-    spark = session(settings, "tidemark streams", has_small_jobs=True)
-    for spec in INDICES.values():
-        lineage(spec)  # once, before there are threads: CPython 3.11 cannot build two syntax trees at a time
-    runners = [Runner(hosted, board, ending) for hosted in hosted_streams(spark, settings)]
+    board = Controls(settings.paths.run, name)
+    spark = session(settings, f"tidemark {name}", has_small_jobs=True)
+    chosen = options.index if options.beside else None
+    runners = [Runner(hosted, board, ending) for hosted in hosted_streams(spark, settings, chosen)]
     for runner in runners:
         runner.start()
-    threading.Thread(target=_copy_markers, args=(spark, settings, ending), daemon=True).start()
-    code = 0
+    if options.beside is None:
+        threading.Thread(target=_copy_markers, args=(spark, settings, ending), daemon=True).start()
+    threading.Thread(target=_say_feeding, args=(runners, name, ending), daemon=True).start()
+    exit_status = 0
     while not ending.wait(POLL_S):
         board.report({runner.hosted.name: runner.state for runner in runners})
         if not is_spark_alive(spark):
             log.error("Spark is gone; this process ends")
-            code = 1
+            exit_status = 1
             ending.set()
     _say_goodbye(runners, board)
-    return code
+    if held:
+        held.close()
+    return exit_status
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.streams", description=__doc__.split("\n")[0])
+    parser.add_argument("--beside", metavar="NAME", help="a process of this name, beside the main one")
+    parser.add_argument("--index", action="append", default=[], help="with --beside: an index to feed")
+    return parser.parse_args()
+
+
+def hand_over(kept: Kept) -> None:
+    """Become the streaming process of other code; this process stays what it is to whoever supervises it."""
+    os.chdir(kept.folder)
+    os.environ.update(kept.environment())
+    os.execv(sys.executable, [sys.executable, "-m", "jobs.streams"])
+
+
+def _say_feeding(runners: list[Runner], name: str, ending: threading.Event) -> None:
+    """Whoever serves a lineage, or waits for one to catch up, sees by this that somebody feeds it."""
+    from pipelines.indexing import lineages
+    from pipelines.settings import ROOT
+
+    while not ending.wait(FEEDING_EVERY_S):
+        for path in {path for runner in runners if is_running(runner) for path in runner.fed or ()}:
+            try:
+                lineages.say_feeding(path, name, ROOT)
+            except OSError as error:  # a full disk says so elsewhere; what is stale is said to be so
+                log.warning("could not say that %s is fed: %s", path, error)
 
 
 def stand_back(nice: int) -> None:

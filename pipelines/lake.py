@@ -457,6 +457,27 @@ def ensure(spark: SparkSession, spec: TableSpec) -> None:
     _require_columns(spark, spec)
 
 
+def reshape(spark: SparkSession, spec: TableSpec) -> None:
+    """As `ensure`; a column that is declared otherwise by now is dropped and made anew, empty.
+
+    For tables whose rows are replaced whole. Older snapshots are read with the columns that they had.
+    """
+    if not spark.catalog.tableExists(spec.identifier):
+        ensure(spark, spec)
+        return
+    nothing = ", ".join(f"CAST(NULL AS {column.type}) AS `{column.name}`" for column in spec.columns)
+    wanted = {field.name: field.dataType for field in spark.sql(f"SELECT {nothing}").schema}
+    found = {field.name: field.dataType for field in spark.table(spec.identifier).schema}
+    for name in [name for name, kind in found.items() if wanted.get(name) != kind]:
+        spark.sql(f"ALTER TABLE {spec.identifier} DROP COLUMN `{name}`")
+    for place, column in enumerate(spec.columns):
+        if found.get(column.name) != wanted[column.name]:
+            where = f"AFTER `{spec.columns[place - 1].name}`" if place else "FIRST"
+            added = f"`{column.name}` {column.type} COMMENT {quoted(_comment(column))} {where}"
+            spark.sql(f"ALTER TABLE {spec.identifier} ADD COLUMN {added}")
+    _require_columns(spark, spec)
+
+
 def _create(spark: SparkSession, spec: TableSpec) -> None:
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.{spec.name.split('.')[0]}")
     columns = ",\n".join(f"`{c.name}` {c.type} COMMENT {quoted(_comment(c))}" for c in spec.columns)

@@ -95,6 +95,7 @@ class Paths:
     indices: Path
     delta: Path
     checkpoints: Path
+    code: Path
     run: Path
     logs: Path
     kafka: Path

@@ -109,7 +109,9 @@ def _cut(manifest: Manifest, served: Manifest | None) -> Finding:
 
 
 def _counts(manifest: Manifest, served: Manifest | None) -> Iterator[Finding]:
-    if served is None:
+    if (
+        served is None or served.lineage != manifest.lineage
+    ):  # of two lineages, `comparison` says what is lost
         return
     for name, before in served.counts.items():
         if name != "identities" and not name.startswith(("live_", "contributing")):

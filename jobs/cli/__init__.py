@@ -19,6 +19,7 @@ from pipelines.errors import TidemarkError
 # isort: off
 import jobs.cli.processes
 import jobs.cli.bases
+import jobs.cli.lineages
 import jobs.cli.answers
 import jobs.cli.data
 import jobs.cli.contracts

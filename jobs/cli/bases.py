@@ -78,7 +78,7 @@ def versions(
 ) -> None:
     """List the base versions of each index, and which one is served."""
     settings = load_settings()
-    found = {name: _version_rows(settings, name) for name in ([known_index(index)] if index else _indices())}
+    found = {name: _version_rows(settings, name) for name in ([known_index(index)] if index else indices())}
     if as_json:
         console.emit_json(found)
         return
@@ -102,7 +102,7 @@ def versions(
         )
 
 
-def _indices() -> list[str]:
+def indices() -> list[str]:
     from pipelines.indices import INDICES
 
     return list(INDICES)
@@ -112,7 +112,7 @@ def known_index(name: str) -> str:
     """The name of an index, if there is one of that name."""
     from pipelines.indexing.versions import VersionError
 
-    known = _indices()
+    known = indices()
     if name not in known:
         raise VersionError(f"there is no index {name!r}", remedy=f"name one of {', '.join(known)}")
     return name
@@ -159,7 +159,7 @@ def publish(
     """
     from jobs import moves
 
-    _print_pointer(index, moves.publish(load_settings(), known_index(index), version, console.say), as_json)
+    print_pointer(index, moves.publish(load_settings(), known_index(index), version, console.say), as_json)
 
 
 @app.command(rich_help_panel=BASES)
@@ -179,7 +179,7 @@ def rollback(
     pointer = moves.rollback(
         load_settings(), known_index(index), to, without_delta=without_delta, say=console.say
     )
-    _print_pointer(index, pointer, as_json)
+    print_pointer(index, pointer, as_json)
 
 
 @app.command(rich_help_panel=BASES)
@@ -187,10 +187,10 @@ def resume(index: Index, as_json: Json = False) -> None:
     """Serve the delta again, after `rollback --without-delta`."""
     from jobs import moves
 
-    _print_pointer(index, moves.resume(load_settings(), known_index(index), console.say), as_json)
+    print_pointer(index, moves.resume(load_settings(), known_index(index), console.say), as_json)
 
 
-def _print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:
+def print_pointer(index: str, pointer: Pointer, as_json: bool) -> None:
     if as_json:
         console.emit_json({"index": index, **pointer._asdict()})
     else:

@@ -122,6 +122,9 @@ def status(as_json: Json = False) -> None:
     found = _statuses(settings, processes.local(settings))
     board = controls.Controls(settings.paths.run)
     streams, asked, addresses = board.status(), board.wanted(), urls(settings)
+    for entry in controls.beside(settings.paths.run):
+        of_entry = controls.Controls(settings.paths.run, entry.name).status()
+        streams |= {f"{name} ({entry.name})": state for name, state in of_entry.items()}
     is_ready = all(process["state"] == "ready" for process in found)
     if as_json:
         console.emit_json(

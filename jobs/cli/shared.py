@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 query_app = typer.Typer(no_args_is_help=True, help="Ask the serving process, and print what it answers.")
 letters_app = typer.Typer(no_args_is_help=True, help="Records that broke their contract, and why.")
+lineage_app = typer.Typer(no_args_is_help=True, help="A changed transform or schema, beside what is served.")
+app.add_typer(lineage_app, name="lineage", rich_help_panel="Bases")
 app.add_typer(query_app, name="query", rich_help_panel="Answers")
 app.add_typer(letters_app, name="dead-letters", rich_help_panel="Data")
 

@@ -139,9 +139,13 @@ def term_bytes(term: Any) -> bytes:
 
 
 class Postings:
-    """The mapped posting lists of one field in one shard."""
+    """The mapped posting lists of one field in one shard; ``folder`` None: of a base that lacks the column."""
 
-    def __init__(self, path: Inverted, folder: Path) -> None:
+    def __init__(self, path: Inverted, folder: Path | None) -> None:
+        if folder is None:
+            nothing = np.empty(0, np.uint64)
+            self.hashes, self.ordinals = Hashes(nothing, nothing), np.empty(0, np.uint32)
+            return
         terms = map_table(folder / f"terms-{path.name}.arrow")
         self.hashes = Hashes(numbers(terms, "lookup"), numbers(terms, "check"))
         self.starts, self.ends = numbers(terms, "start"), numbers(terms, "end")
@@ -154,17 +158,19 @@ class Postings:
 
 
 class Vectors:
-    """The mapped vectors of one field in one shard, and their graph."""
+    """The mapped vectors of one field in one shard, and their graph; ``folder`` None: of a base without the column."""
 
-    def __init__(self, path: Vector, folder: Path, document_count: int) -> None:
-        table = map_table(folder / f"vectors-{path.name}.arrow")
-        self.ordinals = numbers(table, "ordinal")
-        column = table.column("vector")
-        flat = column.chunk(0).values.to_numpy() if column.num_chunks else np.empty(0, np.float32)
+    def __init__(self, path: Vector, folder: Path | None, document_count: int) -> None:
+        self.ordinals, flat = np.empty(0, np.uint32), np.empty(0, np.float32)
+        if folder is not None:
+            table = map_table(folder / f"vectors-{path.name}.arrow")
+            self.ordinals = numbers(table, "ordinal")
+            column = table.column("vector")
+            flat = column.chunk(0).values.to_numpy() if column.num_chunks else flat
         self.matrix = flat.reshape(-1, path.dimensions)
         self.row_of_ordinal = np.full(document_count, -1, np.int32)
         self.row_of_ordinal[self.ordinals] = np.arange(len(self.ordinals), dtype=np.int32)
-        self._file = folder / f"graph-{path.name}.hnsw"
+        self._file = folder / f"graph-{path.name}.hnsw" if folder else None
         self._falling = -_lengths(self.matrix)
         self._is_falling = bool(
             (np.diff(self._falling) >= 0).all()
@@ -178,7 +184,7 @@ class Vectors:
     @cached_property
     def graph(self) -> Any:
         """The HNSW graph, read into memory once; None where the vectors are few."""
-        if not self._file.exists():
+        if self._file is None or not self._file.exists():
             return None
         import hnswlib
 

@@ -15,7 +15,7 @@ Layout of ``indices/<index>/<version>/``: ``manifest.json`` and a folder a shard
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +26,10 @@ from pipelines.errors import TidemarkError
 from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.facts import Hashes
-from pipelines.indexing.files import BrokenArtifact, FileEntry, map_table, numbers, verify
+from pipelines.indexing.files import BrokenArtifact, FileEntry, large_type, map_table, numbers, verify
 from pipelines.indexing.merge import Ranks
 from pipelines.indexing.position import Position
-from pipelines.indexing.spec import IndexSpec, Sums
+from pipelines.indexing.spec import BadSpec, Family, IndexSpec, Sums, read_as
 
 MAX_PLACES = 1_000_000
 """Of so many keys a base remembers where they stand; then it begins anew."""
@@ -56,7 +56,7 @@ class Manifest(NamedTuple):
 
     ``horizon_time_ms`` is the greatest broker time at the cut (None: no horizon). ``parameters`` are pinned values
     that models and rankers read (a Gram matrix, IDF), ``models`` the model id of each base-only family, ``sources``
-    the snapshot of each table that was read.
+    the snapshot of each table that was read, ``declaration`` what its lineage declares (``spec.declaration``).
     """
 
     index: str  # type: ignore[assignment]  # hides tuple.index, which nobody needs
@@ -69,6 +69,7 @@ class Manifest(NamedTuple):
     parameters: dict[str, Any]
     sources: dict[str, int]
     shards: tuple[Shard, ...]
+    declaration: Mapping[str, Any] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -108,7 +109,9 @@ def read_manifest(directory: Path) -> Manifest:
         shards = tuple(
             Shard(s["name"], tuple(FileEntry(**f) for f in s["files"]), s["counts"]) for s in value["shards"]
         )
-        fields = {name: value[name] for name in Manifest._fields if name not in ("cut", "shards")}
+        fields = {
+            name: value[name] for name in Manifest._fields if name in value and name not in ("cut", "shards")
+        }
         return Manifest(cut=positions.from_json(value["cut"]), shards=shards, **fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadBase(
@@ -134,24 +137,42 @@ class Found(NamedTuple):
 
 
 class RowsShard:
-    """One mapped shard of an index that is read as ``Documents`` or ``Timeline``."""
+    """One mapped shard of an index that is read as ``Documents`` or ``Timeline``.
 
-    def __init__(self, spec: IndexSpec, directory: Path) -> None:
+    A base of another lineage is read as far as the two agree: a column or a family that it lacks is null, one that only
+    it has is left out.
+    """
+
+    def __init__(self, spec: IndexSpec, directory: Path, files: Collection[str]) -> None:
         self.directory = directory
+        self.families = frozenset(f.name for f in spec.families if f"rows-{f.name}.arrow" in files)
         keys = map_table(directory / "keys.arrow")
         self.keys = Hashes(numbers(keys, "lookup"), numbers(keys, "check"))
-        self.starts = {f.name: numbers(keys, f"start_{f.name}") for f in spec.families}
-        self.ends = {f.name: numbers(keys, f"end_{f.name}") for f in spec.families}
+        nowhere = np.zeros(len(self.keys.lookup), np.int64)
+        self.starts, self.ends = (
+            {
+                f.name: numbers(keys, f"{side}_{f.name}") if f.name in self.families else nowhere
+                for f in spec.families
+            }
+            for side in ("start", "end")
+        )
         self.key_bytes = keys.column("key")
         self.rows = {
-            f.name: _row_columns(map_table(directory / f"rows-{f.name}.arrow")) for f in spec.families
+            f.name: _row_columns(map_table(directory / f"rows-{f.name}.arrow"))
+            if f.name in self.families
+            else {"id": pa.array([], pa.large_binary()), "time_ms": pa.array([], pa.int64())}
+            for f in spec.families
         }
-        self.payload = {name: _payload_columns(columns) for name, columns in self.rows.items()}
+        self.payload = {f.name: _payload_columns(f, self.rows[f.name]) for f in spec.families}
         self._kept: dict[str, dict[int, dict[str, Any]]] = {f.name: {} for f in spec.families}
         self.identities = _Identities(map_table(directory / "identities.arrow"))
         floors = map_table(directory / "floors.arrow")
         self.floor_keys = Hashes(numbers(floors, "lookup"), numbers(floors, "check"))
         self.floor_times, self.floor_ids = numbers(floors, "time_ms"), floors.column("id")
+
+    def has(self, family: str, column: str) -> bool:
+        """Whether the base was built with a column, and so with the access paths over it."""
+        return f"payload.{column}" in self.rows[family]
 
     def payloads(self, family: str, rows: np.ndarray) -> list[dict[str, Any]]:
         """What rows of a family say, as plain values. Nobody may change them: they are kept for the next who asks."""
@@ -185,15 +206,23 @@ def _row_columns(table: pa.Table) -> dict[str, pa.Array]:
     return {name: c.chunk(0) if c.num_chunks else pa.array([], c.type) for name, c in columns.items()}
 
 
-def _payload_columns(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
-    prefix = "payload."
-    return {name.removeprefix(prefix): c for name, c in columns.items() if name.startswith(prefix)}
+def _payload_columns(family: Family, rows: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """The columns that the family declares, as the base has them; null where it lacks one."""
+    count = len(rows["id"])
+    found = {}
+    for field in family.schema:
+        kind = large_type(field.type)
+        column = rows.get(f"payload.{field.name}")
+        if column is None:
+            column = pa.nulls(count, kind)
+        found[field.name] = column if column.type == kind else column.cast(kind)
+    return found
 
 
 class SumsShard:
     """One mapped shard of an index that is read as ``Sums``: buckets of its keys, ranks of its identities."""
 
-    def __init__(self, spec: IndexSpec, directory: Path) -> None:
+    def __init__(self, spec: IndexSpec, directory: Path, files: Collection[str]) -> None:
         assert isinstance(spec.read, Sums)
         count = len(spec.read.amounts)
         keys = map_table(directory / "keys.arrow")
@@ -353,10 +382,10 @@ def empty(spec: IndexSpec) -> Base:
 
 
 def open_base(spec: IndexSpec, directory: Path, *, verify_files: bool = True) -> Base:
-    """Map a base.
+    """Map a base; one of another lineage is read as far as it and the code agree, and by its own horizon.
 
     Raises:
-        BadBase: no manifest, an unknown format, or a base of another index.
+        BadBase: no manifest, an unknown format, a base of another index, or one that this code cannot read.
         BrokenArtifact: a file is missing or differs from its checksum.
     """
     manifest = read_manifest(directory)
@@ -368,7 +397,17 @@ def open_base(spec: IndexSpec, directory: Path, *, verify_files: bool = True) ->
         check_files(directory, manifest)
     kind = SumsShard if isinstance(spec.read, Sums) else RowsShard
     try:
-        shards = tuple(kind(spec, directory / shard.name) for shard in manifest.shards)
+        spec = read_as(spec, manifest.declaration)
+        shards = tuple(
+            kind(spec, directory / shard.name, {file.name for file in shard.files})
+            for shard in manifest.shards
+        )
+    except (BadSpec, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise BadBase(
+            f"{directory.name} is of the lineage {manifest.lineage}, which this code cannot read: {error}",
+            where=str(directory),
+            remedy=getattr(error, "remedy", None) or "serve it with the code of its own lineage",
+        ) from error
     except KeyError as error:
         raise BrokenArtifact(
             f"{directory.name} lacks a column: {error}", where=str(directory), remedy="build the base again"

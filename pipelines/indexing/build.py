@@ -27,7 +27,7 @@ from pipelines.indexing.facts import VERSION_COLUMNS, Hashes, hashes, payload_co
 from pipelines.indexing.files import FileEntry, entry, replace_text, write_columns
 from pipelines.indexing.merge import Ranks, merge, ranks
 from pipelines.indexing.position import Position
-from pipelines.indexing.spec import Documents, IndexSpec, Sums, Timeline, check, lineage
+from pipelines.indexing.spec import Documents, IndexSpec, Sums, Timeline, check, declaration, lineage
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -317,6 +317,7 @@ def _finish(
         models=dict(meta.models),
         parameters=dict(meta.parameters),
         sources=dict(meta.sources),
+        declaration=declaration(spec),
     )
     replace_text(building / MANIFEST, json.dumps(manifest.to_json()))
     building.rename(directory)

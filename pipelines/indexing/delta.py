@@ -232,6 +232,15 @@ def _markers(files: Iterable[str]) -> list[Marker]:
     return found
 
 
+def size(path: Path) -> tuple[int, int]:
+    """How many data files a delta holds (an epoch each, until they are compacted), and their bytes; none: no table."""
+    try:
+        added = pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))
+    except TableNotFoundError:
+        return 0, 0
+    return added.num_rows, pc.sum(added.column("size_bytes")).as_py() or 0
+
+
 def last_incarnation(path: Path, stream: str, known: int = 0) -> int:
     """The greatest incarnation of a stream that committed here, also one whose epochs were retired; 0: none.
 
@@ -326,6 +335,35 @@ def sizes(path: Path) -> dict[str, list[int]]:
     return found
 
 
+class Ends:
+    """How far a delta has come: reads the markers that are there once, then those of each new commit."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version = -1
+        self._position = positions.EMPTY
+
+    def position(self) -> Position:
+        """The merged ends of every epoch that was committed; ``EMPTY`` before the first."""
+        if self._version < 0:
+            try:
+                table = DeltaTable(str(self._path))
+            except TableNotFoundError:
+                return positions.EMPTY
+            self._version = int(table.version())
+            self._add(table.file_uris())
+        while (entry := self._path / "_delta_log" / f"{self._version + 1:020d}.json").exists():
+            added = [json.loads(line).get("add") for line in entry.read_text(encoding="utf-8").splitlines()]
+            files = [str(self._path / action["path"]) for action in added if action]
+            self._add([file for file in files if Path(file).exists()])  # one that is gone was rewritten since
+            self._version += 1
+        return self._position
+
+    def _add(self, files: Iterable[str]) -> None:
+        ends = (marker.end for marker in _markers(files))
+        self._position = positions.merge_all([self._position, *ends])
+
+
 class Tailer:
     """Follows a delta: the epochs of its snapshot, then those of each new commit. One thread uses it."""
 
@@ -390,7 +428,10 @@ class Tailer:
     def _read(self, file: Path) -> list[Epoch]:
         """The epochs of one data file; a file that compaction wrote holds several."""
         table = pq.ParquetFile(file).read()
-        rows = table.filter(pc.is_null(table.column("marker")))
+        families = pa.array([family.name for family in self.spec.families])
+        rows = table.filter(
+            pc.is_in(table.column("family"), families)
+        )  # an older lineage may have had others
         marked = [read_marker(text) for text in table.column("marker").drop_null().to_pylist()]
         parts = _by_epoch(rows) if len(marked) > 1 else {}
         epochs = []

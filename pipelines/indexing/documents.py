@@ -171,7 +171,8 @@ class DocumentsView(RowsView):
         passing: np.ndarray | None = None
         for field, term in where.items():
             path = self._path(field, Inverted)
-            ordinals = _opened(shard, field, lambda p=path: access.Postings(p, shard.directory)).of(term)
+            folder = shard.directory if shard.has(path.family, path.column) else None
+            ordinals = _opened(shard, field, lambda p=path, f=folder: access.Postings(p, f)).of(term)
             passing = ordinals if passing is None else np.intersect1d(passing, ordinals, assume_unique=True)
         return np.flatnonzero(self._visible(shard)) if passing is None else passing
 
@@ -187,7 +188,8 @@ class DocumentsView(RowsView):
 
     def _vectors(self, shard: RowsShard, path: Vector) -> access.Vectors:
         count = len(shard.keys.lookup)
-        return _opened(shard, path.name, lambda: access.Vectors(path, shard.directory, count))
+        folder = shard.directory if shard.has(path.family, path.column) else None
+        return _opened(shard, path.name, lambda: access.Vectors(path, folder, count))
 
     def folded(self, facts: pa.Table, position: Position) -> Self:
         """A new view with these facts folded in; what changed in the access paths is found for the new facts alone."""

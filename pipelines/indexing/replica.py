@@ -17,7 +17,7 @@ from typing import Any
 from pipelines import failpoints
 from pipelines.errors import TidemarkError
 from pipelines.indexing import base as bases
-from pipelines.indexing import delta
+from pipelines.indexing import delta, lineages
 from pipelines.indexing.base import Base
 from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.position import Position
@@ -58,6 +58,7 @@ class Follower:
         self._prepared: tuple[Pointer, Overlay] | None = None
         self._error: str | None = None
         self._error_at = 0
+        self._order, self._is_fed = lineages.Order(), True
         self._head_at_start = self._overlay.head()
         self._is_ready = False
         self._changed = threading.Condition()
@@ -137,16 +138,21 @@ class Follower:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the answer no longer follows the streams: of an old lineage, without the delta, or over its bound."""
+        """Whether the answer does not follow the streams: of a lineage that nobody feeds or whose streams have ended,
+        without the delta, or over its bound."""
         manifest = self.view.base.manifest
-        is_old = manifest is not None and manifest.lineage != self._code_lineage
-        return is_old or not self.with_delta or self._overlay.is_full
+        is_old = manifest is not None and manifest.lineage != self._code_lineage and not self._is_fed
+        is_behind = self._order.is_ended or not self.view.position.covers(self._order.catch_up_to)
+        return is_old or is_behind or not self.with_delta or self._overlay.is_full
 
     def _opened(self, base: Base | None, pointer: Pointer | None) -> Overlay:
         base = base or bases.empty(self.spec)
         of_lineage = base.manifest.lineage if base.manifest else self._code_lineage
-        path = delta.table_path(self._deltas, self.spec.name, of_lineage)
+        path = self._delta_path(of_lineage)
         return Overlay(base, path if pointer is None or pointer.with_delta else None, self._max_facts)
+
+    def _delta_path(self, of_lineage: str) -> Path:
+        return delta.table_path(self._deltas, self.spec.name, of_lineage)
 
     def _run(self) -> None:
         """Tail the delta; adopt a prepared overlay once it is as fresh as the one that is served."""
@@ -185,9 +191,15 @@ class Follower:
             return
         pointer, overlay = self._prepared
         overlay.catch_up()
+        if not self._is_as_fresh(pointer, overlay):
+            wanted = self.versions.pointer(self._replica)
+            if wanted is not None and wanted.generation > pointer.generation:
+                self._prepared = None  # another is wanted by now
+            return
         failpoints.hit("replica.before_swap")
         self._overlay, self._pointer, self._prepared = overlay, pointer, None
         self._error = None
+        self._look_at_lineage()
         self.versions.report(this_replica(self._replica, pointer.generation, pointer.version, None))
         with self._changed:
             self._changed.notify_all()
@@ -195,11 +207,24 @@ class Follower:
         reached = _reached(overlay.view.position)
         log.info("serves %s", pointer.version, extra={**said, "generation": pointer.generation, **reached})
 
+    def _is_as_fresh(self, pointer: Pointer, overlay: Overlay) -> bool:
+        """Two lineages are fed by streams of their own: the new one waits until no reader would see a step back."""
+        old, new = self.view.base.manifest, overlay.view.base.manifest
+        if pointer.action != "publish" or not old or not new or old.lineage == new.lineage:
+            return True
+        return overlay.view.position.covers(self.view.position)
+
+    def _look_at_lineage(self) -> None:
+        manifest = self.view.base.manifest
+        path = self._delta_path(manifest.lineage if manifest else self._code_lineage)
+        self._order, self._is_fed = lineages.order(path), lineages.feeding(path) is not None
+
     def _prepare(self) -> None:
         """Watch the pointer; open what it names and catch up, while the old view is served."""
         self.versions.report(this_replica(self._replica, 0, None, None))
         while not self._stopping.is_set():
             try:
+                self._look_at_lineage()
                 pointer = self.versions.pointer(self._replica)
                 if pointer is not None and pointer.generation > self._tried and self._prepared is None:
                     self._prepare_one(pointer)

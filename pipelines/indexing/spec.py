@@ -12,8 +12,8 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -179,6 +179,40 @@ def lineage(spec: IndexSpec) -> str:
         ],
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+
+
+def declaration(spec: IndexSpec) -> dict[str, Any]:
+    """What a lineage declares, for a manifest: how it is read, and each family's columns with their types."""
+    return {
+        "read": {"kind": type(spec.read).__name__, **spec.read._asdict()},
+        "families": {f.name: {field.name: str(field.type) for field in f.schema} for f in spec.families},
+    }
+
+
+def read_as(spec: IndexSpec, declared: Mapping[str, Any]) -> IndexSpec:
+    """The specification that a base of another lineage is read by: the code's families, the base's own way of reading.
+
+    A horizon, a count or a presence are a base's own, because it was cut off by them.
+
+    Args:
+        declared: The base's ``declaration``; empty in one of before it was written.
+
+    Raises:
+        BadSpec: the two are read in ways that have nothing to do with each other.
+    """
+    if not declared:
+        return spec
+    theirs = dict(declared["read"])
+    kind, ours = theirs.pop("kind"), type(spec.read)
+    if isinstance(spec.read, Sums):
+        theirs["amounts"] = tuple(theirs["amounts"])
+    read = ours(**theirs) if kind == ours.__name__ else None
+    if read is None or (isinstance(read, Sums) and read[:2] != spec.read[:2]):  # width and amounts
+        raise BadSpec(
+            f"it is read as {kind} of {theirs}, and this code reads {spec.name!r} as {spec.read}",
+            remedy="serve it with the code of its lineage, or start serving anew with the code of the one to come",
+        )
+    return spec._replace(read=read)
 
 
 @functools.cache

@@ -11,11 +11,13 @@ incarnation of its own.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,6 +99,18 @@ def begin(
         partitions: How many partitions a topic has at least; those without a committed offset start at the earliest.
         earliest: The first offset that Kafka still has of each partition.
     """
+    with _alone(checkpoints):  # what else feeds this stream, of other code, must not take the same number
+        return _begin(checkpoints, name, topic_ids, committed, partitions, earliest)
+
+
+def _begin(
+    checkpoints: Path,
+    name: str,
+    topic_ids: Mapping[str, str],
+    committed: Callable[[], Committed],
+    partitions: int,
+    earliest: Position,
+) -> Incarnation:
     folder = checkpoints / name
     stored = _stored(folder / "incarnation.json")
     if stored and stored["topic_ids"] == dict(topic_ids):
@@ -112,7 +126,7 @@ def begin(
         ):
             return life
     held = committed()
-    number = max(held.incarnation, stored["number"] if stored else 0) + 1
+    number = max([held.incarnation, *_begun(checkpoints, name)]) + 1
     gaps = _gaps(held.position, topic_ids, earliest)
     offsets = {
         topic: {
@@ -188,6 +202,21 @@ def has_ended(checkpoints: Path, life: Incarnation, name: str) -> bool:
     """Whether an incarnation that runs was ended meanwhile."""
     stored = _stored(checkpoints / name / "incarnation.json")
     return stored is not None and (stored["number"] != life.number or not stored["topic_ids"])
+
+
+def _begun(checkpoints: Path, name: str) -> list[int]:
+    """The incarnations that a stream began, under whatever lineages: two of one number would be taken for one."""
+    stream = name.partition("-")[0]
+    files = [checkpoints / name / "incarnation.json", *checkpoints.glob(f"{stream}-*/incarnation.json")]
+    return [stored["number"] for file in files if (stored := _stored(file))]
+
+
+@contextmanager
+def _alone(checkpoints: Path) -> Iterator[None]:
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with (checkpoints / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def records(
@@ -338,7 +367,13 @@ class HotStreamRun:
         number = max(
             [number, *(delta.last_incarnation(self._path(s), self.stream.name, number) for s in self.specs)]
         )
-        each = [positions.merge_all(m.end for m in markers) for markers in found]
+        floors = [
+            delta.floor(self._path(spec)) for spec in self.specs
+        ]  # a new lineage begins at its base's cut
+        each = [
+            positions.merge_all([floor, *(m.end for m in markers)])
+            for floor, markers in zip(floors, found, strict=True)
+        ]
         return Committed(number, positions.meet_all(each))
 
     def _writer(self, spec: IndexSpec) -> DeltaWriter:

@@ -97,6 +97,16 @@ class SumsView:
         runs = _fold(self.base, self.runs, facts) if facts.num_rows else self.runs
         return type(self)(self.base, self.position.merge(position), runs)
 
+    def held_by(self, identities: Hashes) -> Hashes:
+        """The keys that identities count for now; those of identities that count for none are left out."""
+        held = _base_contributions(self.base, identities, len(self._read.amounts))
+        for run in self.runs:
+            at = fact.find(run.identities, identities)
+            hit = np.flatnonzero(at >= 0)
+            for mine, theirs in zip(_arrays(held), _arrays(run.contributions), strict=True):
+                mine[hit] = theirs[at[hit]]
+        return held.keys.take(np.flatnonzero(held.is_counted))
+
     def sums(
         self, key: bytes, from_ms: int | None = None, to_ms: int | None = None
     ) -> dict[int, tuple[int, ...]]:

@@ -119,6 +119,13 @@ class Versions:
         fleet = self._read_pointer(self.folder / "pointer.json")
         return own or fleet
 
+    def served(self) -> Manifest | None:
+        """The manifest of what the fleet's pointer names; None before the first publish, or where that is gone."""
+        pointer = self.pointer()
+        if pointer is None or pointer.version not in self.names():
+            return None
+        return read_manifest(self.folder / pointer.version)
+
     def publish(self, version: str, *, replica: str | None = None) -> Pointer:
         """Serve a version that is newer than, or the same as, what is served; ends serving without the delta.
 

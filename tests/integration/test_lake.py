@@ -140,3 +140,31 @@ def test_what_is_not_there(settings: Settings) -> None:
     assert lake.open_table(settings, "raw.nothing") is None
     assert lake.current_snapshot(settings, "raw.nothing") is None
     assert lake.position(settings, "raw.nothing") == EMPTY
+
+
+def test_a_table_takes_new_columns_and_its_older_snapshots_keep_theirs(
+    own_spark: SparkSession, settings: Settings
+) -> None:
+    """As `index.<name>` does when a candidate of a new lineage is built."""
+
+    def of(kind: str, *more: Column) -> TableSpec:
+        return TableSpec("features.shaped", "a thing", (Column("said", kind, "what"), *more), "tests")
+
+    def write(spec: TableSpec, values: str) -> int:
+        lake.reshape(own_spark, spec)
+        lake.overwrite(own_spark.sql(f"SELECT {values}"), spec)
+        snapshot = lake.current_snapshot(settings, spec.name)
+        assert snapshot is not None
+        return snapshot.id
+
+    old, extra = of("struct<a:int,b:string>"), Column("extra", "bigint", "one more")
+    first = write(old, "named_struct('a', 1, 'b', 'x') AS said")
+    lake.tag(own_spark, old.name, first, "kept")
+    assert write(old, "named_struct('a', 2, 'b', 'y') AS said") != first
+    write(of("struct<a:string,c:boolean>", extra), "named_struct('a', '3', 'c', true) AS said, 4L AS extra")
+    assert [tuple(row) for row in lake.read(own_spark, old.name).collect()] == [(("3", True), 4)]
+    assert [tuple(row) for row in lake.read(own_spark, old.name, first).collect()] == [((1, "x"),)]
+    tagged = own_spark.sql("SELECT said.b FROM lake.features.shaped VERSION AS OF 'kept'").collect()
+    assert [row["b"] for row in tagged] == ["x"]
+    write(old, "named_struct('a', 5, 'b', 'z') AS said")
+    assert lake.read(own_spark, old.name).columns == ["said"]

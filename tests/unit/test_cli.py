@@ -36,6 +36,7 @@ COMMANDS = [
     "resume",
     "query",
     "dead-letters",
+    "lineage",
     "account",
     "trace",
     "logs",
