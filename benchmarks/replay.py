@@ -9,6 +9,7 @@ nothing. Then every timeline and every counter of the two is compared.
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import harness
 from benchmarks.harness import BenchmarkError, say
+from pipelines import lake
 from pipelines.backfill import Days
 from pipelines.contracts import ACTIONS
 from pipelines.indexing.base import open_base
@@ -147,7 +149,13 @@ def build(settings: Settings, *options: str) -> None:
 
 
 def spoil(settings: Settings) -> None:
-    """Rows of the day go, and others say something else, as after a bug that somebody finds out about too late."""
+    """Rows of the day go, and others say something else, as after a bug that somebody finds out about too late.
+
+    A build reads the snapshot that was reported last: the damage is reported, too.
+    """
+    import dagster as dg
+
+    from assets.platform import key
     from pipelines.spark import session
 
     spark = session(settings, "tidemark benchmark")
@@ -156,6 +164,15 @@ def spoil(settings: Settings) -> None:
     spark.sql(f"DELETE FROM {name} WHERE {on_day} AND crc32(event_id) % 7 = 0")
     spark.sql(f"UPDATE {name} SET action = 'hide', pin_id = '1' WHERE {on_day} AND crc32(event_id) % 7 = 1")
     spark.stop()
+    damaged = lake.current_snapshot(settings, "curated.user_interactions")
+    if damaged is None:
+        raise BenchmarkError("nothing was curated", where=str(settings.home))
+    os.environ["DAGSTER_HOME"] = str(settings.paths.dagster)
+    with dg.DagsterInstance.get() as instance:
+        told = {"snapshot_id": str(damaged.id)}
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(key("curated.user_interactions"), metadata=told)
+        )
 
 
 def compare(one: Settings, other: Settings, table: pa.Table) -> tuple[int, int]:

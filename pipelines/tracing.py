@@ -7,7 +7,7 @@ At the door a request has a trace: its client's, or a new one. It travels in the
 that whoever reads the topic can go on with it. From the broker on, work is done by the epoch, for thousands of records
 at once, and a record is named by its place: topic id, partition and offset. The raw tables keep it, an epoch says the
 range of it that it read, and the door's log line says which places a trace's records got. The two together are the
-correlation id: a trace names places, a place is in ranges, and no table needs a column for it (ADR 6).
+correlation id: a trace names places, a place is in ranges, and no table needs a column for it (ADR 10).
 """
 
 from __future__ import annotations

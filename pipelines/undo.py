@@ -10,7 +10,7 @@ A raw table is the system of record, and says itself what it holds: set back, it
 later, which can be loaded again, nor the Kafka records that came later, which were accepted and must come again. So the
 archive's incarnation ends first, and the next one reads them from Kafka once more; where Kafka no longer has them it is
 refused. `raw.dead_letters` follows its raw tables (a letter counts once its record is there) and `ops` says what
-happened: neither is set back. See docs/adr/0006.
+happened: neither is set back. See docs/adr/0009.
 """
 
 from __future__ import annotations

@@ -185,6 +185,42 @@ def test_impressions_from_parquet(own_spark: SparkSession, settings: Settings) -
     assert found[0]["event_time"] == stamp.replace(" ", "T").replace("+00:00", "Z")
 
 
+def test_files_that_differ_in_their_columns(
+    own_spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    """Another type of a column, one that is missing, another order; and names that nobody can tell apart."""
+
+    shop = tmp_path / "shop"
+    shop.mkdir()
+
+    def put(name: str, **columns: list[Any]) -> None:
+        row = {"pin_id": ["p"], "user_id": ["u"], "action": ["view"], "event_time": [0]}
+        pq.write_table(pa.table(row | columns), shop / name)
+
+    put("1.parquet", event_id=["1"], quantity=[2], surface=["home"])
+    put("2.parquet", surface=["search"], quantity=["many"], event_id=["2"])
+    put("3.parquet", event_id=["3"], quantity=[1.0])
+    result = load.load_files(own_spark, settings, shop, USER_INTERACTIONS)
+    assert (result.rows, result.refused) == (3, {"wrong_type": 2})
+    assert result.warnings == ("3.parquet has no surface, which other files have",)
+    found = values(own_spark, "raw.user_interactions")
+    assert [(value["event_id"], value["quantity"], value.get("surface")) for value in found] == [
+        ("1", 2, "home"),
+        ("2", "many", "search"),
+        ("3", 1.0, None),
+    ]
+    fields = (
+        "user_id: user_id, event_id: event_id, quantity: {from: quantity, type: number}, surface: surface"
+    )
+    by = mapping.read(write(tmp_path / "_m.yaml", f"topic: user-interactions\nfields: {{{fields}}}"))
+    assert load.load_files(own_spark, settings, shop, by=by).rows == 3
+    found = values(own_spark, "raw.user_interactions")[-6:]
+    assert {(value["event_id"], str(value["quantity"])) for value in found} >= {("2", "many"), ("3", "1.0")}
+    put("4.parquet", Event_ID=["4"])
+    with pytest.raises(LoadError, match="only in upper and lower case: Event_ID, event_id"):
+        load.load_files(own_spark, settings, shop, by=by)
+
+
 def test_a_damaged_parquet_file_is_named(own_spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
     """Its footer is whole, so that it can only be seen when its pages are read."""
     ids = [str(n) for n in range(20_000)]
