@@ -114,12 +114,19 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         lineages.require_succession(platform.settings.paths.delta, versions.served(), manifest)
         pointer = versions.publish(version)
         versions.wait_swapped(pointer, SWAP_TIMEOUT_S, context.log.info)
+<<<<<<< HEAD
         lineages.end_others(platform.settings.paths.delta, manifest)
+=======
+        manifests = {manifest.version: manifest for manifest in versions.manifests()}
+        manifest = manifests[version]
+>>>>>>> wip/maintenance
         for model_id in sorted(set(manifest.models.values())):
             registry.set_live(platform.settings, model_id)
         record_version(platform, version_row(manifest, "published"))
         kept = platform.settings.retention
         pruned = versions.prune(keep=kept.bases, hours=kept.hours)
+        for name in pruned:
+            record_version(platform, version_row(manifests[name], "deleted"))
         return dg.MaterializeResult(metadata={**_described(manifest), "pruned": dg.JsonMetadataValue(pruned)})
 
     return [rows, base, published]

@@ -1,12 +1,13 @@
 """A simulated week of the archive stream, one commit each 10 s, with maintenance beside it: does the table stay good?
 
 One process commits as the archive stream does (an Iceberg append of one file, with the epoch and the position in its
-summary), as fast as it can; the rows carry the simulated time, so that the table has its partitions. Another runs the
-shipped maintenance each simulated hour, orphans once a simulated day; snapshots expire after as many simulated hours as
-the settings say. Afterwards: no row is lost or doubled, and the table says the last commit's position and epoch. Then
-two queries (a day, everything) on the table and on the same rows freshly written, in turns.
+summary), with a pause of `--pause-ms` in place of the 10 s: with none at all, nobody else could commit. The rows carry
+the simulated time, so that the table has its partitions. Another process runs the shipped maintenance each simulated
+hour, orphans once a simulated day; snapshots expire after as many simulated hours as the settings say. Afterwards: no
+row is lost or doubled, and the table says the last commit's position and epoch. Then two queries (a day, everything) on
+the table and on the same rows freshly written, in turns.
 
-A week is 60,480 commits of about 50 ms each on two cores: `--simulated-days 7` takes an hour or more.
+A week is 60,480 commits of 50 to 100 ms each on two cores: `--simulated-days 7` takes two hours.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -55,8 +56,9 @@ def main(given: Sequence[str]) -> int:
     options = harness.arguments(
         __doc__,
         given,
-        simulated_days=(0.75, "how much of the week"),
+        simulated_days=(0.5, "how much of the week"),
         rows=(100, "rows of a commit"),
+        pause_ms=(40, "between two commits"),
         seed=(1, "of the rows"),
     )
     machine = harness.machine()
@@ -67,17 +69,27 @@ def main(given: Sequence[str]) -> int:
         spark = session(settings, "tidemark maintenance")
         try:
             lake.ensure(spark, SPEC)
-            result = measure(spark, settings, commits, options.rows, options.seed)
+            result = measure(spark, settings, Stream(commits, options.rows, options.pause_ms, options.seed))
         finally:
             spark.stop()
     harness.publish({"benchmark": "upkeep", **result, **machine})
     return 0
 
 
-def measure(spark: SparkSession, settings: Settings, commits: int, rows: int, seed: int) -> dict[str, Any]:
+class Stream(NamedTuple):
+    """What the writer is to do: so many commits of so many rows, and so long a pause between two."""
+
+    commits: int
+    rows: int
+    pause_ms: int
+    seed: int
+
+
+def measure(spark: SparkSession, settings: Settings, stream: Stream) -> dict[str, Any]:
     """The simulated time, then the checks and the queries."""
+    commits, rows = stream.commits, stream.rows
     began = time.monotonic()
-    with _Writer(settings, commits, rows, seed) as writer:
+    with _Writer(settings, stream) as writer:
         upkeep = _maintain_beside(spark, settings, writer)
     streamed_s = time.monotonic() - began
     check(spark, settings, commits, rows)
@@ -112,8 +124,8 @@ def measure(spark: SparkSession, settings: Settings, commits: int, rows: int, se
 class _Writer:
     """The process that commits; `clock` has the wall time, in ms, of each of its commits so far."""
 
-    def __init__(self, settings: Settings, commits: int, rows: int, seed: int) -> None:
-        self.commits = commits
+    def __init__(self, settings: Settings, stream: Stream) -> None:
+        self.commits = stream.commits
         self.clock: list[int] = []
         self.failed = 0
         self.milliseconds: dict[str, float] = {}
@@ -121,7 +133,7 @@ class _Writer:
         self._log = settings.paths.logs / "writer.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.upkeep", *map(str, (commits, rows, seed))],
+                [sys.executable, "-m", "benchmarks.upkeep", *map(str, stream)],
                 cwd=ROOT,
                 env={**os.environ, **settings.environment},
                 stdout=subprocess.PIPE,
@@ -166,7 +178,7 @@ class _Writer:
         self._thread.join()
 
 
-def write(settings: Settings, commits: int, rows: int, seed: int) -> None:
+def write(settings: Settings, stream: Stream) -> None:
     """What the writer's process does: one commit after the other, each told on standard output."""
     from pyiceberg.io.pyarrow import schema_to_pyarrow
 
@@ -179,9 +191,10 @@ def write(settings: Settings, commits: int, rows: int, seed: int) -> None:
     assert held is not None
     schema = schema_to_pyarrow(held.schema())
     folder = Path(urlsplit(held.location()).path) / "data"
-    took, failed, epoch = [], 0, 0
-    while epoch < commits:
-        file, day = _written(folder, schema, epoch, rows, seed)
+    rows, failed, epoch = stream.rows, 0, 0
+    took = []
+    while epoch < stream.commits:
+        file, day = _written(folder, schema, epoch, rows, stream.seed)
         began = time.perf_counter()
         data = jvm.org.apache.iceberg.DataFiles.builder(table.spec()).withPath(f"file://{file}")
         data = data.withFormat("parquet").withFileSizeInBytes(file.stat().st_size).withRecordCount(rows)
@@ -198,6 +211,7 @@ def write(settings: Settings, commits: int, rows: int, seed: int) -> None:
         took.append(time.perf_counter() - began)
         print(json.dumps({"at_ms": time.time_ns() // 1_000_000}), flush=True)
         epoch += 1
+        time.sleep(stream.pause_ms / 1000)
     p50, p99, most = harness.percentiles(took, (50, 99, 100), 1000, 1)
     milliseconds = {"p50": p50, "p99": p99, "max": most}
     print(json.dumps({"failed": failed, "milliseconds": milliseconds}), flush=True)
@@ -357,4 +371,4 @@ def compare(spark: SparkSession, commits: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    write(settings_module.load(), *map(int, sys.argv[1:4]))
+    write(settings_module.load(), Stream(*map(int, sys.argv[1:5])))

@@ -91,16 +91,20 @@ class MarkerCopy:
         return rows, {f"{index}/{file['path']}" for file in unread}
 
 
-def _markers(file: Path, modified: Any) -> list[tuple[Marker, int | None, datetime]]:
-    """The markers of a data file, with the number of facts where the file holds one epoch, and when it was written."""
-    column = pq.read_table(file, columns=["marker"]).column("marker")
-    texts = column.drop_null().to_pylist()
-    facts = len(column) - 1 if len(texts) == 1 else None
+def _markers(file: Path, modified: Any) -> list[tuple[Marker, int, datetime]]:
+    """The markers of a data file, with the number of their facts, and when it was written."""
+    named = ["stream", "incarnation", "epoch"]
+    rows = pq.ParquetFile(file).read(columns=[*named, "marker"])
+    counts = {
+        tuple(counted[name] for name in named): counted["count_all"] - 1  # the marker is a row too
+        for counted in rows.group_by(named).aggregate([([], "count_all")]).to_pylist()
+    }
     at = modified if isinstance(modified, datetime) else datetime.fromtimestamp(modified / 1000, UTC)
-    return [(delta.read_marker(text), facts, at.astimezone(UTC)) for text in texts]
+    markers = [delta.read_marker(text) for text in rows.column("marker").drop_null().to_pylist()]
+    return [(m, counts[m.stream, m.incarnation, m.epoch], at.astimezone(UTC)) for m in markers]
 
 
-def row(index: str, mark: str, marker: Marker, facts: int | None, committed_at: datetime) -> dict[str, Any]:
+def row(index: str, mark: str, marker: Marker, facts: int, committed_at: datetime) -> dict[str, Any]:
     """An epoch as a row of `ops.epochs`."""
     stages = {
         "started_at_ms": marker.started_at_ms,

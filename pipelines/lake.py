@@ -508,6 +508,7 @@ def properties(spec: TableSpec) -> dict[str, str]:
         "write.metadata.delete-after-commit.enabled": "true",
         "write.metadata.previous-versions-max": "20",
         "commit.retry.num-retries": "20",
+        "commit.retry.max-wait-ms": "2000",
         "tidemark.owner": spec.owner,
         "tidemark.retention-days": "" if spec.retention_days is None else str(spec.retention_days),
     }
@@ -734,7 +735,7 @@ def standing(snapshots: Iterable[Snapshot]) -> dict[str, str]:
         walked.append(summary)
         for name in summary.keys() - set(_OF_ONE_COMMIT):
             said.setdefault(name, summary[name])
-        if POSITION in summary and snapshot.summary.get("operation") == "overwrite":
+        if is_replacing(snapshot):
             break
     if epochs := _epochs(walked):
         said[EPOCHS] = json.dumps(epochs, separators=(",", ":"), sort_keys=True)
@@ -743,6 +744,11 @@ def standing(snapshots: Iterable[Snapshot]) -> dict[str, str]:
     if MAX_BROKER_TIME_MS in said:
         said[MAX_BROKER_TIME_MS] = str(max(int(s.get(MAX_BROKER_TIME_MS, 0)) for s in walked))
     return said
+
+
+def is_replacing(snapshot: Snapshot) -> bool:
+    """Whether a commit replaced what the table said before: an overwrite with a position of its own, not a delete."""
+    return POSITION in snapshot.summary and snapshot.summary.get("operation") == "overwrite"
 
 
 def open_table(settings: Settings, name: str) -> Table | None:

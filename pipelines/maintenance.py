@@ -301,17 +301,22 @@ def drop_tags(spark: SparkSession, settings: Settings, name: str) -> tuple[str, 
 def expire_snapshots(spark: SparkSession, settings: Settings, name: str, before_ms: int) -> int:
     """Expire the snapshots from before a time that no tag spares, with the files that only they have; how many.
 
-    What they say of positions and epochs is said by a younger one first. Whatever is committed in between is younger
-    than `before_ms`, and stays.
+    What they say of positions and epochs is said by a younger one first, and only age decides what is younger: whatever
+    is committed until they expire may push out one that is kept for being among the newest. A table that is replaced
+    whole needs none: each commit that replaces it says all.
     """
     found = list(lake.ancestors(settings, name))
-    kept = [s for at, s in enumerate(found) if at < KEPT_SNAPSHOTS or s.committed_at_ms >= before_ms]
-    if len(found) > len(kept) and lake.standing(found) != lake.standing(kept):
+    young = [s for s in found if s.committed_at_ms >= before_ms]
+    if _snapshots(settings, name, before_ms) <= {s.id for s in found[:KEPT_SNAPSHOTS]}:
+        return 0
+    is_replaced = any(lake.is_replacing(snapshot) for snapshot in found)
+    kept = found[: max(KEPT_SNAPSHOTS, len(young))] if is_replaced else young
+    if lake.standing(found) != lake.standing(kept):
         _saying(_iceberg(spark, name).newFastAppend(), settings, name, "set").commit()
         failpoints.hit("maintenance.after_standing")
-    before = _snapshot_ids(settings, name)
+    before = _snapshots(settings, name)
     _iceberg(spark, name).expireSnapshots().expireOlderThan(before_ms).retainLast(KEPT_SNAPSHOTS).commit()
-    return len(before - _snapshot_ids(settings, name))
+    return len(before - _snapshots(settings, name))
 
 
 def remove_orphans(
@@ -333,9 +338,17 @@ def remove_orphans(
     return Removed(len(found), size)
 
 
-def _snapshot_ids(settings: Settings, name: str) -> set[int]:
+def _snapshots(settings: Settings, name: str, before_ms: int | None = None) -> set[int]:
+    """The ids of all snapshots; or of those from before a time that no tag spares."""
     table = lake.open_table(settings, name)
-    return {s.snapshot_id for s in table.metadata.snapshots} if table is not None else set()
+    if table is None:
+        return set()
+    spared = {ref.snapshot_id for ref in table.metadata.refs.values() if ref.snapshot_ref_type == "tag"}
+    return {
+        s.snapshot_id
+        for s in table.metadata.snapshots
+        if before_ms is None or (s.timestamp_ms < before_ms and s.snapshot_id not in spared)
+    }
 
 
 def _tags(settings: Settings, name: str) -> list[str]:

@@ -47,7 +47,7 @@ from pipelines.ingest import archive, broker
 from pipelines.settings import Settings
 from quality.offsets import Offsets
 
-LOSSES = "ops.losses"
+LOSSES = lake.OPS_LOSSES.name
 OK, WARNING, ERROR = "ok", "warning", "error"
 EPOCH_COPY_S = 120
 UNCOMMITTED_S = 3_600

@@ -11,10 +11,14 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+from assets import maintenance as upkeep
+from assets.platform import Platform
+from jobs.epochs import MarkerCopy
 from pipelines import lake, maintenance
 from pipelines.indexing import build, delta
 from pipelines.indexing import facts as fact
@@ -25,6 +29,7 @@ from pipelines.indices import INDICES
 from pipelines.lake import Column, TableSpec
 from pipelines.maintenance import Ages
 from pipelines.settings import Settings
+from quality import gates
 
 SORTED = TableSpec(
     name="features.sorted_things",
@@ -150,6 +155,31 @@ def test_what_commits_said_outlives_them(own_spark: SparkSession, settings: Sett
         assert said() == before
 
 
+def test_commits_that_come_just_before_expiry_push_nothing_out(
+    own_spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spark, spec = own_spark, lake.RAW_DEAD_LETTERS._replace(name="raw.some")
+    lake.ensure(spark, spec)
+    empty = spark.createDataFrame([], spark.table(spec.identifier).schema)
+    lake.append(empty, spec)
+    said = {lake.STREAM: "quiet", lake.INCARNATION: "1", lake.EPOCH: "7"}
+    lake.append(empty, spec, said | lake.bringing(settings, spec.name, Position({"T": {0: 5}}), 70))
+    load = maintenance._iceberg
+
+    def late(*about: object) -> object:
+        if not lake.position(settings, spec.name).loads:
+            for number in range(maintenance.KEPT_SNAPSHOTS):
+                brought = Position(loads=frozenset({str(number)}))
+                lake.append(empty, spec, lake.bringing(settings, spec.name, brought, 0))
+        return load(*about)
+
+    lake.append(empty, spec)
+    monkeypatch.setattr(maintenance, "_iceberg", late)
+    assert maintenance.expire_snapshots(spark, settings, spec.name, all_old().snapshots_ms) == 3
+    assert lake.committed_epoch(settings, spec.name, "quiet", 1) == (1, 7)
+    assert lake.position(settings, spec.name) == Position({"T": {0: 5}}, frozenset({"0", "1"}))
+
+
 def test_a_rewrite_of_a_table_that_is_replaced_says_what_the_table_said(
     own_spark: SparkSession, settings: Settings
 ) -> None:
@@ -247,17 +277,20 @@ def test_what_tables_take_up_is_recorded(
     maintenance.survey(spark, settings, {SORTED.name: maintenance.Removed(3, 30)})
     (found,) = maintenance.newest(settings)
     assert (found["files"], found["orphan_files"], found["orphan_bytes"]) == (5, 3, 30)
-    (found,) = (row for row in lake.read(spark, "ops.storage").collect() if row["files"] == 4)
-    assert (found["files"], found["partitions"], found["max_files_per_partition"]) == (4, 2, 2)
-    assert (found["small_files"], found["small_file_pct"]) == (1, 50.0)  # of the older day; one is the rest
-    assert (found["snapshots"], found["tags"], found["manifests"]) == (4, 0, 4)
+    assert (found["partitions"], found["max_files_per_partition"]) == (3, 2)
+    assert (found["small_files"], found["small_file_pct"]) == (
+        2,
+        50.0,
+    )  # of the older days; one each is the rest
+    assert (found["snapshots"], found["tags"], found["manifests"]) == (5, 0, 5)
     location = settings.home / "lake" / "warehouse" / "features" / "sorted_things"
     on_disk = sum(p.stat().st_size for p in location.rglob("*") if p.is_file() and p.suffix != ".crc")
     assert found["stored_bytes"] == on_disk
     assert 0 < found["metadata_bytes"] == on_disk - found["bytes"]
     price = settings.maintenance.usd_micros_per_gib_month
     assert found["cost_usd_micros_month"] == -(-on_disk * price // 2**30) > 0
-    assert found["orphan_files"] is None
+    (before,) = (row for row in lake.read(spark, "ops.storage").collect() if row["files"] == 4)
+    assert (before["small_files"], before["small_file_pct"], before["orphan_files"]) == (1, 50.0, None)
 
 
 # ------------------------------------------------------------------------------------------------ bases and deltas
@@ -341,7 +374,7 @@ def polled(tailer: delta.Tailer) -> list[int]:
     return found
 
 
-def test_a_delta_is_compacted_beside_its_writer(settings: Settings) -> None:
+def test_a_delta_is_compacted_beside_its_writer(own_spark: SparkSession, settings: Settings) -> None:
     today = datetime.now(UTC).date()
     path = delta.table_path(settings.paths.delta, SPEC.name, lineage(SPEC))
     for n in range(1, 8):
@@ -355,6 +388,9 @@ def test_a_delta_is_compacted_beside_its_writer(settings: Settings) -> None:
     assert [marker.epoch for marker in delta.markers(path)] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert polled(tailer) == [8]
     assert len(list(delta.Tailer(SPEC, path).snapshot())) == 8
+    assert MarkerCopy(own_spark, settings).run() == 8  # as if they had been copied before they were compacted
+    copied = [(row["epoch"], row["facts"]) for row in lake.read(own_spark, "ops.epochs").collect()]
+    assert sorted(copied) == [(n, 0) for n in range(1, 9)]
 
 
 def test_the_delta_of_a_lineage_that_no_base_has_goes_once_it_is_old(settings: Settings) -> None:
@@ -379,3 +415,32 @@ def test_what_indices_take_up(settings: Settings) -> None:
     for row, folder in ((bases, settings.paths.indices), (deltas, settings.paths.delta)):
         on_disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         assert on_disk == row["stored_bytes"] > row["bytes"] > 0
+
+
+def test_the_assets_do_it_and_say_what_they_did(
+    own_spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "specs", lambda: {SORTED.name: SORTED})
+    lake.ensure(own_spark, SORTED)
+    for n in range(3):
+        lake.append(things(own_spark, 10 * n, 10), SORTED)
+    dropped, *kept = (base_of(settings, 1, 100 - n) for n in range(3))
+    result = dg.materialize(
+        [upkeep.table_maintenance(SORTED), upkeep.index_maintenance(SPEC), upkeep.orphans, upkeep.storage],
+        resources={"platform": Platform(lambda: settings, gates.examine)},
+    )
+    said = {
+        "/".join(event.asset_key.path): {
+            n: value.value for n, value in event.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+    assert said["maintenance/features/sorted_things"]["files_rewritten"] == 3
+    assert said[f"maintenance/indices/{SPEC.name}"]["bases_dropped"] == [dropped]
+    assert said["maintenance/orphans"]["tables"] == {SORTED.name: 0}
+    assert said["ops/storage"]["stored_bytes"] > said["ops/storage"]["bytes"] > 0
+    assert Versions(settings.paths.indices, SPEC.name).names() == kept
+    (event,) = lake.read(own_spark, "ops.index_versions").collect()
+    assert (event["index"], event["version"], event["event"]) == (SPEC.name, dropped, "deleted")
+    assert {row["kind"] for row in maintenance.newest(settings)} == {"table", "bases"}
