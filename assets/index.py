@@ -114,12 +114,8 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         lineages.require_succession(platform.settings.paths.delta, versions.served(), manifest)
         pointer = versions.publish(version)
         versions.wait_swapped(pointer, SWAP_TIMEOUT_S, context.log.info)
-<<<<<<< HEAD
-        lineages.end_others(platform.settings.paths.delta, manifest)
-=======
         manifests = {manifest.version: manifest for manifest in versions.manifests()}
-        manifest = manifests[version]
->>>>>>> wip/maintenance
+        lineages.end_others(platform.settings.paths.delta, manifests[version])
         for model_id in sorted(set(manifest.models.values())):
             registry.set_live(platform.settings, model_id)
         record_version(platform, version_row(manifest, "published"))
