@@ -221,7 +221,9 @@ def test_an_event_is_followed_from_the_collector_to_the_answer(
 
         stream(own, settings, deleted)
         wait(lambda: look(settings, user="u").is_visible)
-        assert look(settings, user="u").answers[0].found is None
+        report = look(settings, user="u")
+        assert report.answers[0].found is None
+        assert next(s.detail for s in report.traced[1].stages if s.stage == "overlay").endswith(", folded")
 
     # Once curated has been built, only what stands is found at once; the rest by reading all of raw.
     source = SOURCES["user_interactions"]
@@ -242,7 +244,7 @@ def test_an_event_is_followed_from_the_collector_to_the_answer(
     for name in ("complaint-7", trace_id):
         shown = CliRunner().invoke(cli.app, ["logs", "--trace", name, "-n", "1000"])
         assert shown.exit_code == 0
-        for words in ("took 2 of 3 records", "archived", "committed", "folded", "serves"):
+        for words in ("took 2 of 3 records", "archived", "committed", "caught up", "serves"):
             assert words in shown.output
     told = CliRunner().invoke(cli.app, ["trace", "e:1", "--user", "u"])
     assert told.exit_code == 0
