@@ -37,7 +37,7 @@ EDITS = (
     (
         "        payload=_struct(INTERACTION),\n",
         '        payload="struct(pin_id, action, quantity, value_usd_micros, upper(surface) AS surface, '
-        'coalesce(quantity > 2, false) AS is_large)",\n',
+        'quantity > 2 AS is_large)",\n',
     ),
 )
 
