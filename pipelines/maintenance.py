@@ -27,6 +27,7 @@ from pipelines.indexing.base import Manifest
 from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES
+from pipelines.ingest import writers
 from pipelines.lake import TableSpec
 from pipelines.settings import CATALOG, Settings
 
@@ -176,7 +177,7 @@ def maintain_table(
         return None
     started = time.monotonic()
     old = old or ages(settings)
-    steps = _Retries(spec.name)
+    steps = _Retries(settings, spec.name)
     steps.run(lambda: lake.declare(spark, settings, spec))
     rows = steps.run(lambda: delete_old_rows(spark, spec, old.now_ms))
     taken, made, size = steps.run(lambda: compact(spark, settings, spec))
@@ -198,16 +199,21 @@ def maintain_table(
 
 
 class _Retries:
-    """Runs steps, again where they lose a race, and counts how often they did."""
+    """Runs steps, again where they lose a race, and counts how often they did.
 
-    def __init__(self, table: str) -> None:
+    Each takes its turn with an undo: what a step's commit says of a raw table must still be so when it is made.
+    """
+
+    def __init__(self, settings: Settings, table: str) -> None:
+        self.settings = settings
         self.table = table
         self.retries = 0
 
     def run(self, step: Callable[[], T]) -> T:
         for attempt in range(ATTEMPTS):
             try:
-                return step()
+                with writers.appending(self.settings):
+                    return step()
             except Exception as error:  # Java's come as one kind, with their own name in the text
                 if not any(name in f"{type(error).__name__} {error}" for name in _LOST_RACES):
                     raise
