@@ -21,8 +21,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
-from pipelines.contracts import USER_INTERACTIONS
-from pipelines.curate import decode
+from pipelines.contracts import USER_INTERACTIONS, frames
 from pipelines.indexing import build, delta, facts, lineages
 from pipelines.indexing.base import Manifest
 from pipelines.indexing.position import Position, merge_all
@@ -181,7 +180,7 @@ class World(NamedTuple):
 @pytest.fixture
 def world(own_spark: SparkSession, kafka_settings: Settings) -> World:
     topic = f"clicks-{uuid.uuid4().hex[:8]}"
-    stream = HotStream("clicks", (topic,), functools.partial(decode, USER_INTERACTIONS))
+    stream = HotStream("clicks", (topic,), functools.partial(frames.judged, USER_INTERACTIONS))
     broker.ensure_topics(kafka_settings, stream.topics)
     return World(own_spark, kafka_settings, stream, [])
 
