@@ -30,11 +30,12 @@ from pipelines.indexing import position as positions
 from pipelines.indexing.delta import DeltaWriter, Marker
 from pipelines.indexing.files import replace_text
 from pipelines.indexing.position import EMPTY, Position
-from pipelines.indexing.spec import IndexSpec, NoState, State, lineage
+from pipelines.indexing.spec import Family, IndexSpec, NoState, State, lineage
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming import StreamingQuery
+    from pyspark.sql.types import StructType
 
 log = logging.getLogger(__name__)
 REASON = "_reason"
@@ -268,6 +269,7 @@ class HotStreamRun:
         self._state = state or NoState()
         self._writers: dict[str, DeltaWriter] = {}
         self._require_same_topics: Callable[[], None] = lambda: None
+        self._nullable: dict[tuple[str, str], StructType | None] = {}
 
     def start(
         self,
@@ -354,11 +356,23 @@ class HotStreamRun:
     def facts(self, spec: IndexSpec, rows: DataFrame) -> pa.Table:
         """The facts that rows make in an index, of all its families on this stream."""
         parts = [
-            fact.conform(family.transform(rows, self._state).toArrow(), spec)
+            fact.conform(self._with_nulls(spec, family, family.transform(rows, self._state)).toArrow(), spec)
             for family in spec.families
             if family.stream == self.stream.name
         ]
         return pa.concat_tables(parts)
+
+    def _with_nulls(self, spec: IndexSpec, family: Family, made: DataFrame) -> DataFrame:
+        """Facts whose payload may lack anything: Arrow takes no tombstone where Spark holds a part for never null."""
+        from pyspark.sql.types import StructField, StructType
+
+        name = (spec.name, family.name)
+        if name not in self._nullable:
+            payload = made.schema[fact.payload_column(family.name)].dataType
+            is_strict = payload != StructType([StructField("", payload)]).toNullable()[0].dataType
+            self._nullable[name] = made.schema.toNullable() if is_strict else None
+        schema = self._nullable[name]
+        return made if schema is None else made.to(schema)
 
     def committed(self) -> Committed:
         """What the deltas hold of this stream: the least position of them all."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from pipelines import lake
 from pipelines.contracts import PIN_UPDATES, RECORD, USER_INTERACTIONS, Contract, Field, extended
 from pipelines.curate import SOURCES, curate
+from pipelines.indexing import facts
+from pipelines.indexing.spec import Family, IndexSpec, State, Timeline
+from pipelines.indexing.streaming import HotStreamRun
 from pipelines.indices import STREAMS, as_known
 from pipelines.ingest import evolution, load
 from pipelines.ingest.evolution import EvolutionError, Known
@@ -197,3 +201,33 @@ def test_fields_are_added_by_hand_and_what_cannot_be_is_told(
     with pytest.raises(EvolutionError, match="has learned no field height"):
         evolution.forget(settings, USER_INTERACTIONS, "height")
     assert extended(USER_INTERACTIONS, (field,)).row_schema.names[-1] == "dwell_ms"
+
+
+def with_a_default(rows: DataFrame, state: State) -> DataFrame:
+    return facts.frame(
+        rows,
+        family="views",
+        identity=["user_id", "event_id"],
+        key="user_id",
+        id="event_id",
+        version=["version"],
+        is_deleted="is_deleted",
+        content_hash="content_hash",
+        payload="named_struct('surface', coalesce(surface, 'home'))",
+    )
+
+
+def test_a_payload_that_spark_holds_for_never_null_takes_tombstones(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    family = Family("views", pa.schema([("surface", pa.string())]), "user_interactions", with_a_default)
+    spec = IndexSpec("views", (family,), Timeline())
+    run = HotStreamRun(STREAMS["user_interactions"], [spec], deltas=tmp_path, checkpoints=tmp_path)
+    records = [{**EVENT, "event_id": "1"}, {"op": "delete", "user_id": "u", "event_id": "2"}]
+    raw = {field.name: pa.nulls(len(records), field.type) for field in RECORD}
+    raw["value"] = pa.array([json.dumps(record).encode() for record in records], pa.binary())
+    raw["broker_time"] = pa.array([4_000_000_000_000_000] * 2, RECORD.field("broker_time").type)
+    rows = STREAMS["user_interactions"].decode(spark.createDataFrame(pa.table(raw))).drop("_reason")
+    for _ in range(2):
+        made = run.facts(spec, rows)
+        assert made.column("payload_views").to_pylist() == [{"surface": "home"}, None]

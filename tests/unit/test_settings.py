@@ -75,6 +75,7 @@ def test_they_cannot_be_changed() -> None:
         ({"TIDEMARK__KAFK__PORT": "1"}, "unknown section `kafk`.*did you mean `kafka`"),
         ({"TIDEMARK__KAFKA__PORT": "many"}, "'many' is not a whole number.*kafka.port"),
         ({"TIDEMARK__KAFKA__PORT": "true"}, "not a whole number"),
+        ({"TIDEMARK__BUILD__FIRST_DAY": "soon"}, "not a day, as 2017-01-01"),
         ({"TIDEMARK__SPARK__UI_ENABLED": "7"}, "not true or false"),
         ({"TIDEMARK__SPARK__EXTRA": "7"}, "not names with values"),
         ({"TIDEMARK_CONF": "/nowhere.yaml"}, "cannot read the settings.*/nowhere.yaml"),
