@@ -45,6 +45,15 @@ MAX_BROKER_TIME_MS = "tidemark.max_broker_time_ms"
 _OF_ONE_COMMIT = (STREAM, INCARNATION, EPOCH, LOAD_ID)
 _MIB = 2**20
 _ATTEMPTS = 6
+_LOST_RACES = (
+    "CommitFailedException",
+    "CommitStateUnknownException",
+    "ValidationException",
+    "NotFoundException",  # of a file: a snapshot that was being read expired
+    "FileNotFoundException",
+    "UncheckedSQLException",  # the catalog's database was locked
+    "rewrite commits failed",  # of a compaction: the reason is only logged
+)
 
 
 class LakeError(TidemarkError):
@@ -605,10 +614,18 @@ def delete(spark: SparkSession, spec: TableSpec, condition: str) -> None:
         try:
             spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
             return
-        except Exception as error:  # Java's come as one kind, with their own name in the text
-            if attempt == _ATTEMPTS - 1 or "ValidationException" not in str(error):
+        except Exception as error:
+            if attempt == _ATTEMPTS - 1 or not is_lost_race(error):
                 raise
-            time.sleep(0.05 * 2**attempt)
+            time.sleep(0.2 * 2**attempt)
+
+
+def is_lost_race(error: Exception) -> bool:
+    """Whether a statement or an action failed because another writer was there first: it may be made again.
+
+    Java's errors come as one kind, with their own name in the text.
+    """
+    return any(name in f"{type(error).__name__} {error}" for name in _LOST_RACES)
 
 
 def tag(spark: SparkSession, name: str, snapshot_id: int, label: str) -> None:

@@ -46,15 +46,6 @@ ATTEMPTS = 6
 CONCURRENT_REWRITES = 2
 BASE_TAG = "base-"
 _GIB = 2**30
-_LOST_RACES = (
-    "CommitFailedException",
-    "CommitStateUnknownException",
-    "ValidationException",
-    "NotFoundException",  # of a file: a snapshot that was being read expired
-    "FileNotFoundException",
-    "UncheckedSQLException",  # the catalog's database was locked
-    "rewrite commits failed",  # with partial progress, the reason is only logged
-)
 
 
 class MaintenanceError(TidemarkError):
@@ -214,8 +205,8 @@ class _Retries:
             try:
                 with writers.appending(self.settings):
                     return step()
-            except Exception as error:  # Java's come as one kind, with their own name in the text
-                if not any(name in f"{type(error).__name__} {error}" for name in _LOST_RACES):
+            except Exception as error:
+                if not lake.is_lost_race(error):
                     raise
                 if attempt == ATTEMPTS - 1:
                     raise MaintenanceError(
