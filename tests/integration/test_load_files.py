@@ -217,6 +217,9 @@ def test_files_that_differ_in_their_columns(
     found = values(own_spark, "raw.user_interactions")[-6:]
     assert {(value["event_id"], str(value["quantity"])) for value in found} >= {("2", "many"), ("3", "1.0")}
     put("4.parquet", Event_ID=["4"])
+    with pytest.raises(BadMapping, match="quantity.*the source has .*Event_ID"):
+        load.load_files(own_spark, settings, shop, by=by)
+    put("5.parquet", event_id=["5"], quantity=[1], surface=["home"])
     with pytest.raises(LoadError, match="only in upper and lower case: Event_ID, event_id"):
         load.load_files(own_spark, settings, shop, by=by)
 
