@@ -35,6 +35,7 @@ from pipelines.settings import Settings
 DAY = datetime.date(2024, 3, 2)
 DAY_MS = 86_400_000
 FED = ("user_events", "pin_counts")
+WRONG = {"action": "'hide'", "pin_id": "'1'"}
 
 
 def main(given: Sequence[str]) -> int:
@@ -158,11 +159,13 @@ def spoil(settings: Settings) -> None:
     from assets.platform import key
     from pipelines.spark import session
 
-    spark = session(settings, "tidemark benchmark")
-    on_day = Days(DAY, DAY).where("event_time")
-    name = "lake.curated.user_interactions"
-    spark.sql(f"DELETE FROM {name} WHERE {on_day} AND crc32(event_id) % 7 = 0")
-    spark.sql(f"UPDATE {name} SET action = 'hide', pin_id = '1' WHERE {on_day} AND crc32(event_id) % 7 = 1")
+    spark, spec = session(settings, "tidemark benchmark"), lake.TABLES["curated.user_interactions"]
+    said = lake.standing(lake.ancestors(settings, spec.name))
+    of_day = f"{Days(DAY, DAY).where('event_time')} AND crc32(event_id) % 40"
+    kept = lake.read(spark, spec.name).filter(f"NOT coalesce({of_day} = 0, false)")
+    changed = {name: f"CASE WHEN {of_day} = 1 THEN {value} ELSE {name} END" for name, value in WRONG.items()}
+    columns = [f"{changed.get(column.name, column.name)} AS {column.name}" for column in spec.columns]
+    lake.overwrite(kept.selectExpr(*columns), spec, said)
     spark.stop()
     damaged = lake.current_snapshot(settings, "curated.user_interactions")
     if damaged is None:
