@@ -190,12 +190,19 @@ def letter_days(spark: SparkSession, settings: Settings, days: Days) -> Rebuilt:
         BackfillError: Nothing was archived yet.
     """
     spec = lake.RAW_DEAD_LETTERS
+    if lake.current_snapshot(settings, spec.name) is None:  # nothing was refused so far
+        lake.ensure(spark, spec)
+        lake.append(spark.createDataFrame([], spark.table(spec.identifier).schema), spec)
     replaced = _snapshot(settings, spec.name)
     parts = [
         _letters(evolution.current(settings, contract), lake.read(spark, f"raw.{contract.name}"), days)
         for contract in CONTRACTS.values()
         if lake.current_snapshot(settings, f"raw.{contract.name}") is not None
     ]
+    if not parts:
+        raise BackfillError(
+            "nothing was archived yet", where="raw", remedy="`tidemark up`, or load something"
+        )
     taken = functools.reduce(_union, [rows for rows, _ in parts])
     now = functools.reduce(_union, [letters for _, letters in parts])
     around = days.where("ingested_at", _SLACK)

@@ -173,6 +173,20 @@ def test_dead_letters_of_a_day_are_decided_again(built: SparkSession, settings: 
     long_ago.close()
 
 
+def test_where_nothing_was_ever_refused_there_are_no_letters(
+    own_spark: SparkSession, settings: Settings
+) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    with pytest.raises(BackfillError, match="nothing was archived yet"):
+        backfill.letter_days(own_spark, settings, Days(today, today))
+    event = {"user_id": "u", "event_id": "1", "pin_id": "p", "action": "view", "event_time": 0}
+    put(own_spark, settings, [event], "good")
+    rebuilt = backfill.letter_days(own_spark, settings, Days(today, today))
+    rebuilt.write()
+    assert rebuilt.rows.isEmpty()
+    rebuilt.close()
+
+
 def test_dagster_computes_a_range_of_days_in_one_run(built: SparkSession, settings: Settings) -> None:
     before = rows_of(built)
     damaged = Days(FIRST, FIRST + datetime.timedelta(days=1))
