@@ -211,6 +211,8 @@ def _with_letters(judged: DataFrame, letters: DataFrame) -> DataFrame:
 def _facts(
     spark: SparkSession, settings: Settings, spec: IndexSpec, contract: Contract, accepted: DataFrame
 ) -> Iterator[FactChange]:
+    from pyspark.sql import functions as F
+
     table = index_rows.table(spec)
     if lake.current_snapshot(settings, table.name) is None:
         return
@@ -227,7 +229,7 @@ def _facts(
             f"CASE WHEN base.identity IS NULL THEN 'absent' WHEN {rank['base']} > {rank['made']} THEN 'superseded' "
             f"WHEN {rank['base']} < {rank['made']} THEN 'newer' WHEN {is_same} THEN 'same' ELSE 'changed' END"
         )
-        joined = made.join(base, _sql("made.identity = base.identity"), "left").selectExpr(
+        joined = made.join(base, F.expr("made.identity = base.identity"), "left").selectExpr(
             f"{status} AS status"
         )
         counted = Counter({row["status"]: row["count"] for row in joined.groupBy("status").count().collect()})
@@ -292,12 +294,6 @@ def _note(settings: Settings, rows: list[Any], delivered: list[Delivery]) -> Non
         for row, one in zip(rows, delivered, strict=True)
     ]
     table.append(pa.Table.from_pylist(noted, schema=table.schema().as_arrow()))
-
-
-def _sql(condition: str) -> Any:
-    from pyspark.sql import functions as F
-
-    return F.expr(condition)
 
 
 __all__ = [

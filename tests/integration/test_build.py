@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 
 from jobs import build as building
 from jobs.build import BuildReport, build
-from pipelines import lake
+from pipelines import lake, replay
 from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.base import open_base
 from pipelines.indexing.documents import DocumentsView
@@ -244,6 +244,18 @@ def test_every_notebook_runs_on_what_was_built(world: World, notebook: Path) -> 
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_records_replayed_beside_the_bases_say_what_was_built(world: World) -> None:
+    """Nothing changed since: what stands is the same, what does not is superseded."""
+    archived = replay.records(world.spark, world.settings, USER_INTERACTIONS)
+    found = replay.outcome(world.spark, world.settings, USER_INTERACTIONS, archived)
+    assert found.records == len(world.events)
+    assert all(decision.was == decision.now for decision in found.decisions)
+    for name in ("user_events", "pin_counts"):
+        statuses = {change.status: change.facts for change in found.facts if change.index_name == name}
+        assert set(statuses) == {"same", "superseded"}
+        assert statuses["same"] >= sum(len(events) for events in expected_timelines(world.events).values())
 
 
 def test_the_accounts_add_up(world: World) -> None:
