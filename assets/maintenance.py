@@ -15,6 +15,7 @@ from pipelines.indexing.spec import IndexSpec
 from pipelines.indices import INDICES
 from pipelines.lake import TableSpec
 from pipelines.maintenance import IndexReport, TableReport
+from pipelines.storage import survey
 
 GROUP = "maintenance"
 EVERY_HOUR = dg.AutomationCondition.on_cron("23 * * * *")  # between the builds, which begin with the hour
@@ -80,7 +81,7 @@ def orphans(platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
         spec.name: maintenance.remove_orphans(platform.spark, platform.settings, spec)
         for spec in maintenance.specs().values()
     }
-    maintenance.survey(platform.spark, platform.settings, found)
+    survey(platform.spark, platform.settings, found)
     files = {name: removed.files for name, removed in found.items() if removed}
     return dg.MaterializeResult(
         metadata={
@@ -106,7 +107,7 @@ index_assets = [index_maintenance(spec) for spec in INDICES.values()]
 )
 @final
 def storage(platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
-    rows = maintenance.survey(platform.spark, platform.settings)
+    rows = survey(platform.spark, platform.settings)
     totals = ("files", "bytes", "stored_bytes", "cost_usd_micros_month")
     shown = {name: sum(row[name] for row in rows) for name in totals}
     worst = max(rows, key=lambda row: row["small_file_pct"] or 0, default=None)

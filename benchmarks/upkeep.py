@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import harness
 from benchmarks.harness import BenchmarkError, say
-from pipelines import lake, maintenance
+from pipelines import lake, maintenance, storage
 from pipelines import settings as settings_module
 from pipelines.indexing.position import Position
 from pipelines.maintenance import Ages, MaintenanceError, TableReport
@@ -93,10 +93,10 @@ def measure(spark: SparkSession, settings: Settings, stream: Stream) -> dict[str
         upkeep = _maintain_beside(spark, settings, writer)
     streamed_s = time.monotonic() - began
     check(spark, settings, commits, rows)
-    sizes = maintenance.file_sizes(spark, SPEC)
-    measured = maintenance.measure_table(spark, settings, SPEC)
+    sizes = storage.file_sizes(spark, SPEC)
+    measured = storage.measure_table(spark, settings, SPEC)
     assert measured is not None
-    _, small_pct = maintenance.small_files(sizes, SPEC.target_file_bytes)
+    _, small_pct = storage.small_files(sizes, SPEC.target_file_bytes)
     slowdowns = compare(spark, commits)
     return {
         "max_files_per_partition": max(map(len, sizes.values())),

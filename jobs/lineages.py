@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import code, controls, processes
+from pipelines import failpoints
 from pipelines.errors import TidemarkError
 from pipelines.indexing import delta, lineages
 from pipelines.indexing.base import BadBase
@@ -416,6 +417,7 @@ def settle(settings: Settings, say: Say = lambda text: None) -> None:
         if not all(_is_fed_by_main(settings, *lineage) for lineage in here.items()):
             processes.down(keeper, main, say)
             processes.up(keeper, main, say)
+        failpoints.hit("lineages.after_main")
         _set_beside(settings, [], say)
     code.drop_unused(settings, _needed(settings))
 

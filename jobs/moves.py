@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipelines import failpoints
 from pipelines.errors import TidemarkError
 from pipelines.indexing import lineages
 from pipelines.indexing.versions import Pointer, VersionError, Versions, reaches
@@ -56,8 +57,11 @@ def publish(settings: Settings, index: str, version: str, say: Say = lambda text
     if current is not None and current.lineage != manifest.lineage:
         lineages.await_caught_up(settings.paths.delta, current, manifest, CATCH_UP_TIMEOUT_S)
     pointer = versions.publish(version)
+    failpoints.hit("moves.after_pointer")
     versions.wait_swapped(pointer, SWAP_TIMEOUT_S, say)
+    failpoints.hit("moves.after_swap")
     lineages.end_others(settings.paths.delta, manifest)
+    failpoints.hit("moves.after_end")
     for model_id in sorted(set(manifest.models.values())):
         registry.set_live(settings, model_id)
     _record(settings, manifest, "published", None)

@@ -202,7 +202,7 @@ def hosted_streams(
                 max_rows=settings.streams.max_rows_per_epoch,
                 earliest=broker.earliest(settings, topic_ids),
                 archive=functools.partial(archive.records_in, spark),
-                require_same_topics=functools.partial(broker.require_same, settings, topic_ids),
+                require_same_topics=broker.sameness(settings, topic_ids),
             )
 
         return Hosted(stream.name, begin, lambda: tuple(path(spec) for spec in live()))

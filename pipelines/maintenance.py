@@ -1,8 +1,8 @@
 """Maintenance: keeping tables, deltas and bases small and quick to read, by what each table declares of itself.
 
-Belongs here: the steps for a lake table (old rows, compaction, manifests, snapshots, orphans), for the deltas and the
-bases of an index, and what all of it takes up (`ops.storage`). Does not belong here: what a table declares (`lake`),
-how a delta is rewritten (`indexing.delta`), when it runs (`assets.maintenance`).
+Belongs here: the steps for a lake table (old rows, compaction, manifests, days, snapshots, orphans), and for the deltas
+and the bases of an index. Does not belong here: what a table declares (`lake`), how a delta is rewritten
+(`indexing.delta`), what all of it takes up (`storage`), when it runs (`assets.maintenance`).
 
 Every step may run beside writers, and beside itself. Iceberg decides a race by refusing one of two commits: whoever
 appends wins or tries again by itself, and a step that loses is done again from the start. What a commit says of a
@@ -15,8 +15,8 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -28,7 +28,7 @@ from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES
 from pipelines.ingest import writers
-from pipelines.lake import TableSpec
+from pipelines.lake import Snapshot, TableSpec
 from pipelines.settings import CATALOG, Settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ MAX_MANIFESTS = 20
 ATTEMPTS = 6
 CONCURRENT_REWRITES = 2
 BASE_TAG = "base-"
-_GIB = 2**30
+DAILY_TAG = "daily-"
 
 
 class MaintenanceError(TidemarkError):
@@ -78,7 +78,8 @@ class TableReport(NamedTuple):
         bytes_rewritten: Size of those that it took.
         manifests_rewritten: Manifests that were merged.
         snapshots_expired: Snapshots that are gone.
-        tags_dropped: Tags of bases that are gone.
+        tags_made: Tags of days.
+        tags_dropped: Tags of bases that are gone, and of old days.
         orphans: Files that nothing referred to, removed; None where it did not look for any.
         retries: Steps that lost a race and were done again.
         seconds: How long it took.
@@ -91,6 +92,7 @@ class TableReport(NamedTuple):
     bytes_rewritten: int = 0
     manifests_rewritten: int = 0
     snapshots_expired: int = 0
+    tags_made: tuple[str, ...] = ()
     tags_dropped: tuple[str, ...] = ()
     orphans: Removed | None = None
     retries: int = 0
@@ -99,7 +101,8 @@ class TableReport(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """For `--json` and for Dagster's pages."""
         orphans = self.orphans._asdict() if self.orphans else None
-        return {**self._asdict(), "tags_dropped": list(self.tags_dropped), "orphans": orphans}
+        tags = {"tags_made": list(self.tags_made), "tags_dropped": list(self.tags_dropped)}
+        return {**self._asdict(), **tags, "orphans": orphans}
 
 
 class IndexReport(NamedTuple):
@@ -180,7 +183,8 @@ def maintain_table(
         files_written=made,
         bytes_rewritten=size,
         manifests_rewritten=steps.run(lambda: rewrite_manifests(spark, settings, spec.name)),
-        tags_dropped=steps.run(lambda: drop_tags(spark, settings, spec.name)),
+        tags_made=steps.run(lambda: tag_day(spark, settings, spec.name, old.now_ms)),
+        tags_dropped=steps.run(lambda: drop_tags(spark, settings, spec.name, old.now_ms)),
         snapshots_expired=steps.run(lambda: expire_snapshots(spark, settings, spec.name, old.snapshots_ms)),
     )
     failpoints.hit("maintenance.after_expiry")
@@ -225,7 +229,7 @@ def delete_old_rows(spark: SparkSession, spec: TableSpec, now_ms: int) -> int:
     if spec.retention_days is None:
         return 0
     unit, column = _partitioning_time(spec)
-    day = datetime.fromtimestamp(now_ms / 1000, UTC).date() - timedelta(days=spec.retention_days)
+    day = _day(now_ms) - timedelta(days=spec.retention_days)
     first = day.replace(day=1) if unit == "months" else day
     condition = f"`{column}` < TIMESTAMP '{first.isoformat()} 00:00:00'"
     rows = int(spark.table(spec.identifier).filter(condition).count())
@@ -283,16 +287,54 @@ def rewrite_manifests(spark: SparkSession, settings: Settings, name: str) -> int
     return len(list(done.rewrittenManifests()))
 
 
-def drop_tags(spark: SparkSession, settings: Settings, name: str) -> tuple[str, ...]:
-    """Drop the tags of bases that are gone. Tags are listed first: a base that is made meanwhile has its own after."""
-    tags = [label for label in _tags(settings, name) if label.startswith(BASE_TAG)]
+def tag_day(spark: SparkSession, settings: Settings, name: str, now_ms: int) -> tuple[str, ...]:
+    """Keep the table as it was when the day (UTC) began, as a tag; the tag's name, if it is new.
+
+    It is the last snapshot of the day before that says by itself what all before it say: those will expire, and an undo
+    to it must still know what the table held. None, where that is not kept any more, or the table is younger.
+    """
+    today = _day(now_ms)
+    label = f"{DAILY_TAG}{today.isoformat()}"
+    if label in tags(settings, name):
+        return ()
+    began_ms = int(datetime(today.year, today.month, today.day, tzinfo=UTC).timestamp() * 1000)
+    before = [s for s in lake.ancestors(settings, name) if s.committed_at_ms < began_ms]
+    for place, snapshot in enumerate(before):
+        if _held(before[place : place + 1]) == _held(before[place:]):
+            lake.tag(spark, name, snapshot.id, label)
+            return (label,)
+    return ()
+
+
+def _held(snapshots: Sequence[Snapshot]) -> dict[str, str | None]:
+    """What they say that a table holds. Not the epochs: an undo ends those, and new ones begin."""
+    said = lake.standing(snapshots)
+    return {name: said.get(name) for name in (lake.POSITION, lake.MAX_BROKER_TIME_MS)}
+
+
+def drop_tags(spark: SparkSession, settings: Settings, name: str, now_ms: int) -> tuple[str, ...]:
+    """Drop the tags of bases that are gone, and of days before the last few.
+
+    Tags are listed first: a base that is made meanwhile has its own after.
+    """
+    found = tags(settings, name)
     kept = {
         BASE_TAG + version for index in INDICES for version in Versions(settings.paths.indices, index).names()
     }
-    dropped = tuple(label for label in tags if label not in kept)
+    oldest = _day(now_ms) - timedelta(days=settings.maintenance.daily_tags - 1)
+    dropped = tuple(
+        label
+        for label in found
+        if (label.startswith(BASE_TAG) and label not in kept)
+        or (label.startswith(DAILY_TAG) and label < f"{DAILY_TAG}{oldest.isoformat()}")
+    )
     for label in dropped:
         lake.drop_tag(spark, name, label)
     return dropped
+
+
+def _day(now_ms: int) -> date:
+    return datetime.fromtimestamp(now_ms / 1000, UTC).date()
 
 
 def expire_snapshots(spark: SparkSession, settings: Settings, name: str, before_ms: int) -> int:
@@ -348,7 +390,8 @@ def _snapshots(settings: Settings, name: str, before_ms: int | None = None) -> s
     }
 
 
-def _tags(settings: Settings, name: str) -> list[str]:
+def tags(settings: Settings, name: str) -> list[str]:
+    """The tags of a table; none if there is no such table."""
     table = lake.open_table(settings, name)
     refs = table.metadata.refs if table is not None else {}
     return sorted(label for label, ref in refs.items() if ref.snapshot_ref_type == "tag")
@@ -393,7 +436,7 @@ def maintain_index(settings: Settings, spec: IndexSpec) -> IndexReport:
     kept = [manifest for manifest in before if manifest.version not in gone]
     young = (datetime.now(UTC) - timedelta(hours=retention.hours)).date()
     lineages, retired, rewritten, removed = [], 0, 0, 0
-    for path in _deltas(settings, spec.name):
+    for path in deltas(settings, spec.name):
         cuts = [manifest.cut for manifest in kept if manifest.lineage == path.name]
         if not cuts and path.name != lineage(spec) and delta.newest_day(path) < young:
             shutil.rmtree(path)
@@ -407,161 +450,6 @@ def maintain_index(settings: Settings, spec: IndexSpec) -> IndexReport:
     return IndexReport(spec.name, dropped, tuple(lineages), retired, rewritten, removed, seconds)
 
 
-def _deltas(settings: Settings, index: str) -> list[Path]:
+def deltas(settings: Settings, index: str) -> list[Path]:
     """The folders of an index's deltas, one a lineage."""
     return sorted(path.parent for path in (settings.paths.delta / index).glob("*/_delta_log"))
-
-
-# ------------------------------------------------------------------------------------------------ what it takes up
-
-
-def small_files(
-    partitions: Mapping[Any, Sequence[int]], target_bytes: int, hot: Any = None
-) -> tuple[int, float]:
-    """How many files are too small, and their share in percent.
-
-    Args:
-        partitions: The sizes of each partition's files.
-        target_bytes: How large a file should be; below half of it, it is small.
-        hot: The partition that is being written, and does not count.
-
-    Examples:
-        >>> small_files({"mon": [100, 10], "tue": [100, 10, 10], "wed": [1] * 99}, 100, hot="wed")
-        (1, 20.0)
-    """
-    cold = [sizes for partition, sizes in partitions.items() if partition != hot]
-    small = sum(max(0, sum(size < SMALL * target_bytes for size in sizes) - 1) for sizes in cold)
-    files = sum(map(len, cold))
-    return small, round(100 * small / files, 2) if files else 0.0
-
-
-def file_sizes(spark: SparkSession, spec: TableSpec) -> dict[str, list[int]]:
-    """The sizes of the newest snapshot's files, by partition as text; of a table without partitions, by ''."""
-    files = spark.table(f"{spec.identifier}.files")
-    column = "cast(partition AS string)" if "partition" in files.columns else "''"
-    found: dict[str, list[int]] = {}
-    for row in files.selectExpr(f"{column} AS place", "file_size_in_bytes AS size").collect():
-        found.setdefault(row["place"], []).append(row["size"])
-    return found
-
-
-def measure_table(
-    spark: SparkSession, settings: Settings, spec: TableSpec, orphans: Removed | None = None
-) -> dict[str, Any] | None:
-    """A table as a row of `ops.storage`, with the orphans that were removed; None if there is no such table yet."""
-    table = lake.open_table(settings, spec.name)
-    if table is None:
-        return None
-    sizes = file_sizes(spark, spec)
-    hot = max(sizes, default=None) if spec.partitioned_by else None
-    location = table.location()
-    snapshot = table.current_snapshot()
-    return {
-        "kind": "table",
-        "name": spec.name,
-        "snapshots": len(table.metadata.snapshots),
-        "tags": len(_tags(settings, spec.name)),
-        "manifests": len(snapshot.manifests(table.io)) if snapshot else 0,
-        "stored_bytes": _stored(spark, location),
-        "metadata_bytes": _stored(spark, f"{location}/metadata"),
-        "orphan_files": orphans.files if orphans else None,
-        "orphan_bytes": orphans.size_bytes if orphans else None,
-        **_counted(sizes, spec.target_file_bytes, hot),
-    }
-
-
-def measure_index(settings: Settings, spec: IndexSpec) -> list[dict[str, Any]]:
-    """The bases of an index, and each of its deltas, as rows of `ops.storage`."""
-    versions = Versions(settings.paths.indices, spec.name)
-    rows: list[dict[str, Any]] = []
-    if manifests := versions.manifests():
-        files = [file.size_bytes for m in manifests for shard in m.shards for file in shard.files]
-        rows.append(
-            {
-                "kind": "bases",
-                "name": spec.name,
-                "files": len(files),
-                "bytes": sum(files),
-                "snapshots": len(manifests),
-                "stored_bytes": _folder_bytes(versions.folder),
-            }
-        )
-    for path in _deltas(settings, spec.name):
-        sizes = delta.sizes(path)
-        rows.append(
-            {
-                "kind": "delta",
-                "name": f"{spec.name}/{path.name}",
-                "stored_bytes": _folder_bytes(path),
-                "metadata_bytes": _folder_bytes(path / "_delta_log"),
-                **_counted(sizes, delta.TARGET_FILE_BYTES, max(sizes, default=None)),
-            }
-        )
-    return rows
-
-
-def _counted(sizes: Mapping[str, Sequence[int]], target_bytes: int, hot: str | None) -> dict[str, Any]:
-    small, share = small_files(sizes, target_bytes, hot)
-    return {
-        "files": sum(map(len, sizes.values())),
-        "bytes": sum(map(sum, sizes.values())),
-        "partitions": len(sizes),
-        "max_files_per_partition": max(map(len, sizes.values()), default=0),
-        "small_files": small,
-        "small_file_pct": share,
-    }
-
-
-def survey(
-    spark: SparkSession, settings: Settings, orphans: Mapping[str, Removed | None] | None = None
-) -> list[dict[str, Any]]:
-    """Measure every table, base and delta, and append it to `ops.storage` with the time and what it costs; the rows.
-
-    Args:
-        spark: The session.
-        settings: Where everything is, and what storage costs.
-        orphans: What was just removed from which table.
-    """
-    lake.ensure(spark, lake.OPS_STORAGE)
-    removed = orphans or {}
-    tables = (measure_table(spark, settings, spec, removed.get(spec.name)) for spec in specs().values())
-    measured = [row for row in tables if row is not None]
-    measured += [row for spec in INDICES.values() for row in measure_index(settings, spec)]
-    price = settings.maintenance.usd_micros_per_gib_month
-    now = datetime.now(UTC)
-    schema = spark.table(lake.OPS_STORAGE.identifier).schema
-    rows = [
-        dict.fromkeys(schema.names)
-        | row
-        | {"at": now, "cost_usd_micros_month": -(-row["stored_bytes"] * price // _GIB)}
-        for row in measured
-    ]
-    if rows:
-        lake.append(spark.createDataFrame(rows, schema).coalesce(1), lake.OPS_STORAGE)
-    return rows
-
-
-def newest(settings: Settings) -> list[dict[str, Any]]:
-    """The newest row of everything in `ops.storage`, the greatest first. Needs no Spark."""
-    table = lake.open_table(settings, lake.OPS_STORAGE.name)
-    rows = table.scan().to_arrow().to_pylist() if table is not None else []
-    last: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["at"]):
-        last[row["kind"], row["name"]] = row
-    return sorted(last.values(), key=lambda row: -row["stored_bytes"])
-
-
-def _stored(spark: SparkSession, location: str) -> int:
-    path = _path(spark, location)
-    files = path.getFileSystem(spark._jsc.hadoopConfiguration())
-    return int(files.getContentSummary(path).getLength())
-
-
-def _folder_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # a temporary file, renamed or removed meanwhile
-            continue
-    return total

@@ -98,6 +98,7 @@ class Paths:
     code: Path
     run: Path
     logs: Path
+    metrics: Path
     kafka: Path
     dagster: Path
     mlflow: Path
@@ -159,6 +160,7 @@ class Maintenance:
     """What maintenance takes for old, and what storage costs."""
 
     snapshot_hours: int
+    daily_tags: int
     orphan_hours: int
     vacuum_hours: int
     usd_micros_per_gib_month: int

@@ -135,6 +135,17 @@ def moment(text: str) -> datetime:
     return when
 
 
+def target(text: str) -> datetime | int | str:
+    """What `--to` means: a snapshot's id, the name of a tag (`daily-2024-03-01`), or a time.
+
+    Raises:
+        UndoError: It is none of these, or lies ahead.
+    """
+    if text.isdigit():
+        return int(text)
+    return text if re.match(r"[A-Za-z]", text) else moment(text)
+
+
 def tables(settings: Settings, names: Iterable[str]) -> list[str]:
     """Tables from the names of tables and namespaces, each once.
 
@@ -212,8 +223,8 @@ def current_at(table: Table, when_ms: int) -> tuple[bool, int | None]:
 # ------------------------------------------------------------------------------------------------ planning
 
 
-def plan(settings: Settings, names: Iterable[str], to: datetime | int) -> Plan:
-    """What setting tables back to a time (or one table to a snapshot) would do.
+def plan(settings: Settings, names: Iterable[str], to: datetime | int | str) -> Plan:
+    """What setting tables back to a time or a tag (or one table to a snapshot) would do.
 
     Raises:
         UndoError: A table cannot go there; the message says how far each such table can go. Or records that were
@@ -229,20 +240,49 @@ def plan(settings: Settings, names: Iterable[str], to: datetime | int) -> Plan:
                 f"there is no snapshot {to}", where=chosen[0], remedy=f"give a time since {_since(opened)}"
             )
         return _planned(settings, {chosen[0]: to})
+    opened_tables = {name: _open(settings, name) for name in chosen}
+    if isinstance(to, str):
+        return _planned(settings, _tagged(opened_tables, to))
     when_ms = int(to.timestamp() * 1000)
     targets: dict[str, int | None] = {}
     late = []
-    for name in chosen:
-        opened = _open(settings, name)
+    for name, opened in opened_tables.items():
         is_known, targets[name] = current_at(opened, when_ms)
         if not is_known:
             late.append(f"{name} since {_since(opened)}")
     if late:
         raise UndoError(
             f"no snapshot of {to.astimezone(UTC).isoformat()} is kept of every table; there is {', '.join(late)}",
-            remedy="give a later time, or leave these tables out; nothing was changed",
+            remedy=f"give a later time, or a tag that they all have ({_common_tags(opened_tables)}), or leave these"
+            " tables out; nothing was changed",
         )
     return _planned(settings, targets)
+
+
+def _tagged(tables: Mapping[str, Table], label: str) -> dict[str, int]:
+    """The snapshot of a tag in each table.
+
+    Raises:
+        UndoError: Not every table has the tag.
+    """
+    found = {name: _tags(table)[label] for name, table in tables.items() if label in _tags(table)}
+    if missing := [name for name in tables if name not in found]:
+        raise UndoError(
+            f"{label!r} is no time, and no tag of {', '.join(missing)}",
+            remedy=f"give a time in ISO 8601, as 2024-03-01T10:00:00Z, or a tag that they all have:"
+            f" {_common_tags(tables)}; nothing was changed",
+        )
+    return found
+
+
+def _common_tags(tables: Mapping[str, Table]) -> str:
+    common = set.intersection(*(set(_tags(table)) for table in tables.values()))
+    return ", ".join(sorted(common)) or "there is none"
+
+
+def _tags(table: Table) -> dict[str, int]:
+    refs = table.metadata.refs.items()
+    return {label: ref.snapshot_id for label, ref in refs if ref.snapshot_ref_type == "tag"}
 
 
 def plan_load(settings: Settings, load_id: str) -> Plan:

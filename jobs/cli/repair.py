@@ -29,7 +29,8 @@ def undo(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="ISO 8601, UTC: 2024-03-01T10:00:00Z; or the id of one table's snapshot."
+            metavar="TIME",
+            help="ISO 8601, UTC: 2024-03-01T10:00:00Z; or a tag, as daily-2024-03-01; or one table's snapshot.",
         ),
     ] = None,
     load: Annotated[
@@ -55,7 +56,7 @@ def undo(
     ):
         raise InputError(
             "an undo needs what and when",
-            remedy="give tables and --to TIME, or --load LOAD_ID, or --redo NAME, or --list",
+            remedy="give tables and --to TIME (or a tag), or --load LOAD_ID, or --redo NAME, or --list",
         )
     if is_listing:
         _list_undone(settings, as_json)
@@ -81,8 +82,7 @@ def _undo_tables(
     elif redo is not None:
         planned = undoing.plan_redo(settings, redo)
     else:
-        text = str(to)
-        planned = undoing.plan(settings, names, int(text) if text.isdigit() else undoing.moment(text))
+        planned = undoing.plan(settings, names, undoing.target(str(to)))
     if not as_json:
         _print_plan(planned)
     if not is_dry:

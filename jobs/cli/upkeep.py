@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -89,12 +92,13 @@ def run_maintenance(settings: Settings, names: list[str]) -> tuple[list[TableRep
 
     Raises:
         InputError: there is no such table.
-        MaintenanceError: a step lost against other writers again and again.
+        MaintenanceError: some could not be maintained; all others were.
     """
     from assets.maintenance import maintain_index
     from assets.platform import Platform
     from pipelines import maintenance
     from pipelines.indices import INDICES
+    from pipelines.storage import survey
     from quality import gates
 
     specs = maintenance.specs()
@@ -106,28 +110,46 @@ def run_maintenance(settings: Settings, names: list[str]) -> tuple[list[TableRep
         platform = Platform(lambda: settings, gates.examine)
         spark = platform.spark
         try:
-            done = []
+            tables, indices = [], []
+            failed: dict[str, str] = {}
             for name in names or specs:
-                report(name)
-                done.append(maintenance.maintain_table(spark, settings, specs[name]))
-            indices = []
+                with _noting(failed, name, report):
+                    if (done := maintenance.maintain_table(spark, settings, specs[name])) is not None:
+                        tables.append(done)
             for spec in () if names else INDICES.values():
-                report(f"bases and deltas of {spec.name}")
-                indices.append(maintain_index(platform, spec))
-            tables = [one for one in done if one is not None]
+                with _noting(failed, f"bases and deltas of {spec.name}", report):
+                    indices.append(maintain_index(platform, spec))
             report("measuring")
-            maintenance.survey(spark, settings, {one.table: one.orphans for one in tables})
-            return tables, indices
+            survey(spark, settings, {one.table: one.orphans for one in tables})
         finally:
             spark.stop()
+    if failed:
+        raise maintenance.MaintenanceError(
+            "; ".join(f"{name}: {why}" for name, why in failed.items()),
+            where=", ".join(failed),
+            remedy=f"all else is done; read {settings.paths.logs / 'maintenance.log'}, then run it again",
+        )
+    return tables, indices
+
+
+@contextlib.contextmanager
+def _noting(failed: dict[str, str], what: str, report: Callable[[str], None]) -> Iterator[None]:
+    """One that cannot be maintained must not keep the others from it."""
+    report(what)
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()  # to the step's log
+        failed[what] = str(error).strip().splitlines()[0]
+        report(f"{what} failed: {failed[what]}")
 
 
 @app.command(rich_help_panel=DATA)
 def storage(as_json: Json = False) -> None:
     """What each table, delta and index took up when it was measured last, and what that costs."""
-    from pipelines import maintenance
+    from pipelines.storage import newest
 
-    rows = maintenance.newest(load_settings())
+    rows = newest(load_settings())
     if as_json:
         console.emit_json({"storage": rows})
         return

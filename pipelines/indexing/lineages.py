@@ -153,9 +153,11 @@ def await_caught_up(
                 remedy=remedy,
             )
         time.sleep(POLL_S)
-    is_fed = feeding(delta.table_path(deltas, served.index, served.lineage)) is not None
-    if is_fed and feeding(mine) is None:
-        raise NotCaughtUp("nobody feeds it, so that answers would grow old", where=where, remedy=remedy)
+    # A base may hold all of it by itself, while its streams are still being started.
+    while feeding(delta.table_path(deltas, served.index, served.lineage)) and feeding(mine) is None:
+        if time.monotonic() > deadline:
+            raise NotCaughtUp("nobody feeds it, so that answers would grow old", where=where, remedy=remedy)
+        time.sleep(POLL_S)
     return wanted
 
 

@@ -75,9 +75,10 @@ def start(
             forget_unfinished(spark, before.position, topic_ids)
     servers = settings.kafka.bootstrap_servers
     records = streaming.records(spark, servers, topic_ids, life.starting_offsets, MAX_ROWS_PER_EPOCH)
+    require_same_topics = broker.sameness(settings, topic_ids)
 
     def run(batch: DataFrame, epoch: int) -> None:
-        broker.require_same(settings, topic_ids)
+        require_same_topics()
         with writers.appending(settings):
             require_same_incarnation(settings, life)
             archive_epoch(settings, map(known, contracts), batch, life.number, epoch)

@@ -210,8 +210,11 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
         TopicMissing: A topic is not there.
         BrokerError: The broker cannot be reached.
     """
-    admin = _admin(settings)  # must outlive its answers
-    ids = {}
+    return _topic_ids(_admin(settings), settings, names)
+
+
+def _topic_ids(admin: AdminClient, settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    ids = {}  # the client must outlive its answers
     described = admin.describe_topics(TopicCollection(list(names)), request_timeout=_REQUEST_TIMEOUT_S)
     for name, future in described.items():
         try:
@@ -228,20 +231,28 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def require_same(settings: Settings, ids: Mapping[str, str]) -> None:
-    """Raise where a topic was made again: it has another id, and offsets that mean other records.
+def sameness(settings: Settings, ids: Mapping[str, str]) -> Callable[[], None]:
+    """A check for each epoch, which keeps its connection: raises where a topic was made again.
+
+    Such a topic has another id, and offsets that mean other records.
 
     Raises:
-        BrokerError: A topic is not the one with this id. Starting a stream again begins a new incarnation.
+        BrokerError: The check found another topic of the name (starting the stream again begins a new incarnation), or
+            no broker.
     """
-    now = topic_ids(settings, ids)
-    for name, topic_id in ids.items():
-        if now[name] != topic_id:
-            raise BrokerError(
-                f"the topic {name} was made again while it was read",
-                where=topic_id,
-                remedy="start the stream again",
-            )
+    admin = _admin(settings)
+
+    def require_same() -> None:
+        now = _topic_ids(admin, settings, ids)
+        for name, topic_id in ids.items():
+            if now[name] != topic_id:
+                raise BrokerError(
+                    f"the topic {name} was made again while it was read",
+                    where=topic_id,
+                    remedy="start the stream again",
+                )
+
+    return require_same
 
 
 def earliest(settings: Settings, ids: Mapping[str, str]) -> Position:
@@ -287,7 +298,9 @@ def _refused(settings: Settings, what: str, error: KafkaException) -> BrokerErro
 
 
 def _admin(settings: Settings) -> AdminClient:
-    return AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers}, logger=_silent)
+    # A client that is kept finds a broker that comes back within half a second, not the library's ten.
+    servers = settings.kafka.bootstrap_servers
+    return AdminClient({"bootstrap.servers": servers, "reconnect.backoff.max.ms": 500}, logger=_silent)
 
 
 def _listens(server: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from jobs import controls, processes
+from pipelines import failpoints
 from pipelines.contracts import USER_INTERACTIONS
 from pipelines.ingest.producer import Producer
 from pipelines.settings import ROOT, Settings
@@ -47,10 +48,13 @@ class World(NamedTuple):
     new_code: Path
     sent: set[str]
 
-    def tidemark(self, *arguments: str, is_new: bool = True, timeout_s: float = 900) -> Any:
-        """A command of one of the two checkouts; what it answered with `--json`."""
+    def tidemark(
+        self, *arguments: str, is_new: bool = True, timeout_s: float = 900, killed_at: str = ""
+    ) -> Any:
+        """A command of one of the two checkouts; what it answered with `--json`. Or it is killed at a place."""
         folder = self.new_code if is_new else ROOT
         environment = {**os.environ, **self.settings.environment, "PYTHONPATH": str(folder)}
+        environment |= {failpoints.VARIABLE: killed_at} if killed_at else {}
         done = subprocess.run(
             [sys.executable, "-m", "jobs.cli", *arguments, "--json"],
             cwd=folder,
@@ -60,6 +64,9 @@ class World(NamedTuple):
             check=False,
             timeout=timeout_s * running.PATIENCE,
         )
+        if killed_at:
+            assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+            return None
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 
@@ -143,9 +150,16 @@ def test_an_edited_transform_is_started_beside_killed_published_and_gone_back_fr
     world.require_fresh()
     assert not world.index()["is_stale"]
 
-    for index in ("user_events", "pin_counts"):
-        world.tidemark("lineage", "publish", index)
+    # Killed after each of its steps, publishing goes on from there; what is asked for is fresh all the while.
+    for place in ("moves.after_pointer", "moves.after_swap", "moves.after_end"):
+        world.tidemark("lineage", "publish", "user_events", killed_at=place)
         world.require_fresh()
+    world.tidemark("lineage", "publish", "user_events")
+    world.require_fresh()
+    world.tidemark("lineage", "publish", "pin_counts", killed_at="lineages.after_main")
+    world.require_fresh()
+    world.tidemark("lineage", "publish", "pin_counts")
+    world.require_fresh()
     new = world.index()["lineage"]
     assert new != old
     assert controls.beside(world.settings.paths.run) == []

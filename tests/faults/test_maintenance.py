@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines import failpoints, lake, maintenance
+from pipelines import failpoints, lake, maintenance, storage
 from pipelines.indexing.position import Position
 from pipelines.maintenance import Ages
 from pipelines.settings import Settings
@@ -119,7 +119,7 @@ def test_writers_and_maintenance_beside_each_other(own_spark: SparkSession, sett
     assert (
         len(list(lake.ancestors(settings, SPEC.name))) <= maintenance.KEPT_SNAPSHOTS + 3
     )  # its own are young
-    assert sum(map(len, maintenance.file_sizes(spark, SPEC).values())) == 1
+    assert sum(map(len, storage.file_sizes(spark, SPEC).values())) == 1
 
 
 CHILD = """

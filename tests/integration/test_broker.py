@@ -63,15 +63,22 @@ def test_a_life_with_a_violent_end(own: Settings) -> None:
     ids = broker.ensure_topics(own, [TOPIC])
     assert broker.ensure_topics(own, [TOPIC]) == ids
     assert send(own, [b"a", b"b", b"c"]) == []
+    require_same_topics = broker.sameness(own, ids)
+    require_same_topics()
 
     os.kill(first.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(first.pid)] if psutil.pid_exists(first.pid) else [], timeout=10)
     assert broker.running_pid(own) is None
     assert not broker.is_ready(own)
+    with pytest.raises(BrokerError, match="cannot describe the topic things"):
+        require_same_topics()
 
     second = broker.start(own)
     assert second.pid != first.pid
     assert broker.topic_ids(own, [TOPIC]) == ids
+    began = time.monotonic()
+    require_same_topics()
+    assert time.monotonic() - began < 5, "a kept connection finds the broker again"
     received = receive(own, 3)
     assert sorted(value for value, _ in received) == [b"a", b"b", b"c"]
     assert all(time_ms > 1_600_000_000_000 for _, time_ms in received), "a record's time is the broker's"
@@ -125,9 +132,13 @@ def test_a_topic_made_again_has_another_id(broker: Settings) -> None:
     from pipelines.ingest import broker as embedded
 
     first = embedded.ensure_topics(broker, ["again"])["again"]
+    require_same_topics = embedded.sameness(broker, {"again": first})
+    require_same_topics()
     admin = AdminClient({"bootstrap.servers": broker.kafka.bootstrap_servers})
     admin.delete_topics(["again"])["again"].result()
     deadline = time.monotonic() + 10
     while embedded.ensure_topics(broker, ["again"])["again"] == first and time.monotonic() < deadline:
         time.sleep(0.2)
     assert embedded.ensure_topics(broker, ["again"])["again"] != first
+    with pytest.raises(BrokerError, match="again was made again while it was read"):
+        require_same_topics()

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
 from pyiceberg.expressions import EqualTo
 from pyiceberg.table import Table
@@ -31,8 +33,9 @@ from pipelines.indexing import streaming
 from pipelines.indexing.position import Position
 from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES, STREAMS
-from pipelines.ingest import archive
+from pipelines.ingest import archive, broker
 from pipelines.ingest import load as loader
+from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
 from quality import doctor
 from tests.conftest import small_settings
@@ -409,6 +412,30 @@ def test_a_checkpoint_from_before(world: World) -> None:
     file = world.settings.paths.checkpoints / "archive" / "incarnation.json"
     file.write_text(file.read_text().replace('"number": 1', '"number": 0'))
     assert world.found() == {"checkpoints": ERR}
+
+
+def test_offsets_that_kafka_lost_or_expired(kafka_settings: Settings) -> None:
+    (topic_id,) = broker.ensure_topics(kafka_settings, ["examined"]).values()
+    with Producer(kafka_settings) as producer:
+        producer.send("examined", [(b"k", b"{}")] * 10)
+    partition, (_, end) = max(broker.offsets(kafka_settings, "examined").items(), key=lambda known: known[1])
+    assert end == 10
+    admin = AdminClient({"bootstrap.servers": kafka_settings.kafka.bootstrap_servers})
+    for future in admin.delete_records([TopicPartition("examined", partition, 4)]).values():
+        future.result()
+    home = doctor.Home(kafka_settings, is_deep=False)
+
+    def found(stream: str, offset: int, of: str = topic_id) -> list[tuple[str, str]]:
+        seen = doctor._in_kafka(home, stream, Position({of: {partition: offset}}))
+        return [(severity, what) for severity, _, what, _ in seen]
+
+    assert found("archive", 4) == found("archive", 10) == []
+    assert found("archive", 11) == [
+        (doctor.ERROR, "committed up to offset 11; Kafka ends at 10: it has lost records")
+    ]
+    expired = "offsets 1 to 3 have expired before they were read"
+    assert (found("archive", 1), found("pins", 1)) == ([(doctor.ERROR, expired)], [(doctor.WARNING, expired)])
+    assert found("archive", 11, of="examined@another") == found("archive", 1, of="gone@another") == []
 
 
 def test_a_data_file_that_is_gone_and_one_that_nobody_names(world: World) -> None:

@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from assets import maintenance as upkeep
 from assets.platform import Platform
 from jobs.epochs import MarkerCopy
-from pipelines import lake, maintenance
+from pipelines import lake, maintenance, storage, undo
 from pipelines.indexing import build, delta
 from pipelines.indexing import facts as fact
 from pipelines.indexing.position import Position
@@ -230,6 +230,48 @@ def test_a_tagged_snapshot_is_spared_until_its_base_is_gone(
     assert lake.read(spark, SORTED.name).count() == 50
 
 
+def test_each_day_leaves_a_snapshot_that_says_by_itself_what_the_table_held(
+    own_spark: SparkSession, settings: Settings
+) -> None:
+    spark, spec = own_spark, lake.RAW_DEAD_LETTERS._replace(name="raw.some")
+    lake.ensure(spark, spec)
+    empty = spark.createDataFrame([], spark.table(spec.identifier).schema)
+    midnight = datetime.combine(datetime.now(UTC).date(), datetime.min.time(), UTC)
+
+    def maintained(days_later: int) -> maintenance.TableReport:
+        now_ms = int((midnight + timedelta(days=days_later, minutes=5)).timestamp() * 1000)
+        old = Ages(now_ms, now_ms - 1, now_ms - 25 * 3_600_000)
+        report = maintenance.maintain_table(spark, settings, spec, old=old, has_orphans=False)
+        assert report is not None
+        return report
+
+    def tagged(days_later: int) -> int:
+        table = lake.open_table(settings, spec.name)
+        assert table is not None
+        return table.metadata.refs[f"daily-{(midnight + timedelta(days_later)).date()}"].snapshot_id
+
+    lake.append(empty, spec, {lake.POSITION: Position({"T": {0: 10}}).to_text()})
+    alone = lake.current_snapshot(settings, spec.name)
+    # Two that commit at once know nothing of each other.
+    lake.append(empty, spec, {lake.POSITION: Position(loads=frozenset({"a"})).to_text()})
+    assert maintained(0).tags_made == ()  # nothing is of the day before
+    assert maintained(1).tags_made == (f"daily-{(midnight + timedelta(1)).date()}",)
+    assert maintained(1).tags_made == ()
+    held = Position({"T": {0: 10}}, frozenset({"a"}))
+    assert alone is not None
+    assert tagged(1) == alone.id
+    assert lake.position(settings, spec.name, tagged(1)) == Position({"T": {0: 10}})
+    assert lake.position(settings, spec.name) == held
+
+    lake.append(empty, spec, lake.bringing(settings, spec.name, Position(), 0))  # the next one knows of both
+    maintained(2)
+    assert lake.position(settings, spec.name, tagged(2)) == held
+    undone = undo.plan(settings, [spec.name], f"daily-{(midnight + timedelta(1)).date()}")
+    assert [move.to_id for move in undone.moves] == [alone.id]
+    last = 1 + settings.maintenance.daily_tags
+    assert maintained(last).tags_dropped == (f"daily-{(midnight + timedelta(1)).date()}",)
+
+
 def test_old_orphans_go_and_young_ones_stay(own_spark: SparkSession, settings: Settings) -> None:
     spark = own_spark
     lake.ensure(spark, SORTED)
@@ -272,10 +314,10 @@ def test_what_tables_take_up_is_recorded(
     for n in range(4):
         lake.append(things(spark, 10 * n, 10, day=n // 2), SORTED)
     monkeypatch.setattr(maintenance, "specs", lambda: {SORTED.name: SORTED})
-    maintenance.survey(spark, settings)
+    storage.survey(spark, settings)
     lake.append(things(spark, 0, 10, day=2), SORTED)
-    maintenance.survey(spark, settings, {SORTED.name: maintenance.Removed(3, 30)})
-    (found,) = maintenance.newest(settings)
+    storage.survey(spark, settings, {SORTED.name: maintenance.Removed(3, 30)})
+    (found,) = storage.newest(settings)
     assert (found["files"], found["orphan_files"], found["orphan_bytes"]) == (5, 3, 30)
     assert (found["partitions"], found["max_files_per_partition"]) == (3, 2)
     assert (found["small_files"], found["small_file_pct"]) == (
@@ -287,6 +329,8 @@ def test_what_tables_take_up_is_recorded(
     on_disk = sum(p.stat().st_size for p in location.rglob("*") if p.is_file() and p.suffix != ".crc")
     assert found["stored_bytes"] == on_disk
     assert 0 < found["metadata_bytes"] == on_disk - found["bytes"]
+    told = (settings.paths.metrics / "storage.prom").read_text("utf-8")
+    assert f'tidemark_storage_stored_bytes{{kind="table",name="{SORTED.name}"}} {float(on_disk)}' in told
     price = settings.maintenance.usd_micros_per_gib_month
     assert found["cost_usd_micros_month"] == -(-on_disk * price // 2**30) > 0
     (before,) = (row for row in lake.read(spark, "ops.storage").collect() if row["files"] == 4)
@@ -408,7 +452,7 @@ def test_the_delta_of_a_lineage_that_no_base_has_goes_once_it_is_old(settings: S
 def test_what_indices_take_up(settings: Settings) -> None:
     epoch_of(settings, 1, datetime.now(UTC).date())
     base_of(settings, 1, 0)
-    bases, deltas = maintenance.measure_index(settings, SPEC)
+    bases, deltas = storage.measure_index(settings, SPEC)
     assert (bases["kind"], bases["name"], bases["snapshots"]) == ("bases", SPEC.name, 1)
     assert (deltas["kind"], deltas["name"]) == ("delta", f"{SPEC.name}/{lineage(SPEC)}")
     assert (deltas["files"], deltas["small_files"], deltas["max_files_per_partition"]) == (1, 0, 1)
@@ -443,4 +487,4 @@ def test_the_assets_do_it_and_say_what_they_did(
     assert Versions(settings.paths.indices, SPEC.name).names() == kept
     (event,) = lake.read(own_spark, "ops.index_versions").collect()
     assert (event["index"], event["version"], event["event"]) == (SPEC.name, dropped, "deleted")
-    assert {row["kind"] for row in maintenance.newest(settings)} == {"table", "bases"}
+    assert {row["kind"] for row in storage.newest(settings)} == {"table", "bases"}

@@ -316,6 +316,26 @@ def test_an_expired_history_is_refused_by_name(settings: Settings, spark: SparkS
     assert counts(settings) == [3, 3]
 
 
+def test_a_set_goes_back_to_a_tag_that_all_of_it_has(
+    settings: Settings, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "load_settings", lambda: settings)
+    spark = session(settings, "tests")
+    for rows in (1, 2):
+        for name in CURATED:
+            write(spark, name, rows)
+            found = lake.current_snapshot(settings, name)
+            assert found is not None
+            if rows == 1:
+                lake.tag(spark, name, found.id, "daily-2024-03-01")
+    with pytest.raises(undo.UndoError, match=f"no tag of {CURATED[0]}, {CURATED[1]}") as unknown:
+        undo.plan(settings, CURATED, "dayly-2024-03-01")
+    assert "daily-2024-03-01" in str(unknown.value)
+    done = CliRunner().invoke(app, ["undo", *CURATED, "--to", "daily-2024-03-01"])
+    assert done.exit_code == 0
+    assert counts(settings) == [1, 1]
+
+
 def test_what_is_never_set_back(settings: Settings, spark: SparkSession) -> None:
     spark = session(settings, "tests")
     load(spark, settings, [event(1), b"{"], "one")
