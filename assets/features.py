@@ -17,8 +17,9 @@ from assets.platform import (
 from pipelines import lake
 from pipelines.index_rows import MODEL_ID
 from pipelines.recommend import registry
+from pipelines.recommend.user_vectors import user_vectors as folded
 
-PIN_VECTORS = lake.FEATURES_PIN_VECTORS
+PIN_VECTORS, USER_VECTORS = lake.FEATURES_PIN_VECTORS, lake.FEATURES_USER_VECTORS
 
 
 @dg.asset(
@@ -52,4 +53,30 @@ def _vectors(platform: Platform, model_id: str | None) -> pa.Table:
     return table.append_column("model_id", pa.array([model_id] * table.num_rows, pa.string()))
 
 
-feature_assets = [pin_vectors]
+@dg.asset(
+    key=key(USER_VECTORS.name),
+    deps=[key(PIN_ALS), key(INTERACTIONS)],
+    group_name="features",
+    description=USER_VECTORS.doc,
+    kinds={"iceberg", "spark"},
+    automation_condition=AFTER_UPSTREAM,
+    retry_policy=RETRIES,
+)
+@final
+def user_vectors(
+    context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+) -> dg.MaterializeResult:
+    model_id = reported_metadata(context.instance, key(PIN_ALS)).get("model_id")
+    interactions = platform.read(context, INTERACTIONS)
+    lake.ensure(platform.spark, USER_VECTORS)
+    if model_id is None:
+        rows = platform.spark.createDataFrame([], platform.spark.table(USER_VECTORS.identifier).schema)
+    else:
+        vectors, parameters = registry.load(platform.settings, model_id)
+        rows = folded(interactions.rows.filter("NOT is_deleted"), vectors, parameters)
+    lake.overwrite(rows, USER_VECTORS, summary(interactions.cut, None) | {MODEL_ID: model_id or ""})
+    written = described(platform.newest(USER_VECTORS.name))
+    return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
+
+
+feature_assets = [pin_vectors, user_vectors]

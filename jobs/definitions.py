@@ -18,6 +18,7 @@ from assets.maintenance import maintenance_assets
 from assets.models import model_assets
 from assets.platform import Platform
 from assets.raw import raw_assets
+from assets.views import view_assets
 from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
@@ -39,6 +40,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             *model_assets,
             *feature_assets,
             *all_index_assets,
+            *view_assets,
             *days,
             *maintenance_assets,
         ],

@@ -55,7 +55,8 @@ def run(settings: Settings, once: bool, fraction: float = 1.0) -> int:
             preflight.check(settings, needed_bytes=NEEDED_BYTES)
             _require_ports(settings)
             prepare(settings, fraction)
-            names = processes.up(processes.supervisor(settings), processes.local(settings), _say)
+            usual = processes.usual(processes.local(settings))
+            names = processes.up(processes.supervisor(settings), usual, _say)
             started.callback(_stop, settings, names)
             checks = show(settings, fraction)
         except KeyboardInterrupt:
@@ -107,7 +108,7 @@ def _stop(settings: Settings, names: list[str]) -> None:
 def _require_ports(settings: Settings) -> None:
     """Before minutes of work: the ports that the processes will need."""
     keeper = processes.supervisor(settings)
-    for process in processes.local(settings):
+    for process in processes.usual(processes.local(settings)):
         if keeper.status(process).state in ("stopped", "crashed"):
             processes.require_free_ports(process)
 
@@ -232,7 +233,7 @@ def _prepare_here(settings: Settings, fraction: float, say: Callable[[str], None
     from pipelines.ingest import complete_journey
     from pipelines.spark import session
 
-    for group in jars.GROUPS:
+    for group in jars.NEEDED:
         jars.resolve(group, settings, say)
     say("starting Spark")
     spark = session(settings, "tidemark demo")

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from jobs import code, controls, log_files
 from jobs.code import Kept
-from pipelines import logs, preflight
+from pipelines import logs, preflight, trino_server
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
 
@@ -52,6 +52,7 @@ class Process(NamedTuple):
     once_ready: Callable[[], object] = lambda: None
     is_needed_by_others: bool = False  # those after it are started only once it is ready
     folder: Path = ROOT  # where it is started: the code that it runs
+    is_optional: bool = False  # started only by name
 
 
 class Record(NamedTuple):
@@ -407,6 +408,8 @@ def local(settings: Settings) -> list[Process]:
     """The processes of the local size, in the order in which they start."""
     beside = [_beside(settings, entry) for entry in controls.beside(settings.paths.run)]
     processes = [_collector(settings), _streams(settings), *beside, _serving(settings), _dagster(settings)]
+    if settings.trino.is_embedded:
+        processes.append(_trino(settings))
     return [_broker(settings), *processes] if settings.kafka.is_embedded else processes
 
 
@@ -528,6 +531,20 @@ def _dagster(settings: Settings) -> Process:
     )
 
 
+def _trino(settings: Settings) -> Process:
+    """SQL over the lake; on a cluster Trino is the user's, and no process of ours."""
+    return Process(
+        "trino",
+        lambda: trino_server.command(settings),
+        lambda: trino_server.what_is_missing(settings),
+        ports=(("127.0.0.1", settings.trino.port, "trino.port"),),
+        ready_timeout_s=180.0,
+        stop_timeout_s=30.0,
+        environment=(*_environment_of(settings), *trino_server.environment(settings).items()),
+        is_optional=True,
+    )
+
+
 def prepare_dagster_home(settings: Settings) -> None:
     """Dagster's storage lives under the home, with the project's `dagster.yaml` beside it."""
     home = settings.paths.dagster
@@ -556,6 +573,11 @@ def choose(processes: Sequence[Process], names: Sequence[str]) -> list[Process]:
                 remedy=f"name one of {', '.join(known)}; `tidemark status` lists all",
             )
     return [process for process in processes if not names or process.name in names]
+
+
+def usual(processes: Sequence[Process]) -> list[Process]:
+    """Those that are started when none is named."""
+    return [process for process in processes if not process.is_optional]
 
 
 def up(keeper: Supervisor, processes: Sequence[Process], say: Say = lambda text: None) -> list[str]:

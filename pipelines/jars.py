@@ -1,30 +1,39 @@
-"""The Java archives that Spark and the embedded broker need: fetched once, checked, kept in a cache that homes share.
+"""The Java archives that Spark, the broker and Trino need: fetched once, checked, kept in a cache that homes share.
 
-Belongs here: resolution by the Ivy that pyspark carries, and the check against `conf/jars.lock`. Does not belong here:
-what is done with the archives (`spark.py`, `ingest/broker.py`).
+`conf/jars.lock` names each one by its path in a Maven repository, nothing transitive, with the sum that it must have.
+
+Belongs here: fetching, and the check of the sums. Does not belong here: what is done with the archives (`spark.py`,
+`ingest/broker.py`, `trino_server.py`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
+import http.client
 import json
 import shutil
-import subprocess
+import ssl
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
-from importlib.util import find_spec
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pipelines.errors import TidemarkError
-from pipelines.preflight import find_java
 from pipelines.settings import ROOT, Settings
 
-GROUPS = ("spark", "kafka")
+NEEDED = ("spark", "kafka")
+GROUPS = (*NEEDED, "trino", "trino-iceberg")
 LOCK = ROOT / "conf" / "jars.lock"
-_IVY = ROOT / "conf" / "ivy"
+AT_ONCE = 8
+ATTEMPTS = 4
+TIMEOUT_S = 60.0
 
 Report = Callable[[str], None]
 
@@ -39,17 +48,28 @@ def say(line: str) -> None:
 
 
 def locked(group: str, lock: Path = LOCK) -> dict[str, str]:
-    """File name → sha256 of each archive of a group, as `conf/jars.lock` has them."""
+    """Path in a Maven repository → sha256 of each archive of a group, as `conf/jars.lock` has them."""
     entries = (line.split() for line in lock.read_text("utf-8").splitlines() if line.strip())
     return {name.partition("/")[2]: digest for digest, name in entries if name.startswith(f"{group}/")}
+
+
+def file_name(path: str) -> str:
+    """The name in the cache of what lies at a path in a repository.
+
+    Examples:
+        >>> file_name("org/yaml/snakeyaml/2.4/snakeyaml-2.4.jar")
+        'org.yaml_snakeyaml-2.4.jar'
+    """
+    *organisation, _, _, name = path.split("/")
+    return f"{'.'.join(organisation)}_{name}"
 
 
 def resolve(group: str, settings: Settings, report: Report = say) -> list[Path]:
     """The archives of a group, on local disk and checked; fetched first if they are not there yet.
 
     Args:
-        group: `spark` (beyond what pyspark has) or `kafka` (the embedded broker).
-        settings: `paths.jars` is the cache; `spark.ivy_settings` says where to fetch from, if not Maven Central.
+        group: `spark` (beyond what pyspark has), `kafka` (the embedded broker), `trino` or one of its plugins.
+        settings: `paths.jars` is the cache, `jars.repository` where they are fetched from.
         report: Is told what is going on while archives are fetched.
 
     Raises:
@@ -65,7 +85,7 @@ def resolve(group: str, settings: Settings, report: Report = say) -> list[Path]:
                 if not _are_good(folder, wanted):
                     _fetch(group, wanted, folder, settings, report)
                 _stamp(folder, wanted).write_text(_signature(folder, wanted), "utf-8")
-    return [folder / name for name in wanted]
+    return [folder / file_name(path) for path in wanted]
 
 
 def _stamp(folder: Path, wanted: dict[str, str]) -> Path:
@@ -75,7 +95,8 @@ def _stamp(folder: Path, wanted: dict[str, str]) -> Path:
 
 def _signature(folder: Path, wanted: dict[str, str]) -> str:
     """What changes when one of the files does, without reading them."""
-    stats = {name: (folder / name).stat() for name in wanted}
+    names = map(file_name, wanted)
+    stats = {name: (folder / name).stat() for name in names}
     return json.dumps({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()})
 
 
@@ -92,76 +113,63 @@ def _digest(path: Path) -> str:
 
 
 def _are_good(folder: Path, wanted: dict[str, str]) -> bool:
-    return all(
-        (folder / name).is_file() and _digest(folder / name) == digest for name, digest in wanted.items()
-    )
+    found = {folder / file_name(path): digest for path, digest in wanted.items()}
+    return all(file.is_file() and _digest(file) == digest for file, digest in found.items())
 
 
 def _fetch(group: str, wanted: dict[str, str], folder: Path, settings: Settings, report: Report) -> None:
     report(f"fetching {len(wanted)} Java archives for {group} (once; they are kept in {settings.paths.jars})")
-    with tempfile.TemporaryDirectory(prefix=f".{group}-", dir=folder.parent) as scratch:
-        fetched = Path(scratch) / "jars"
-        output = _run_ivy(group, Path(scratch), fetched, settings, report)
-        for name, digest in wanted.items():
-            if not (fetched / name).is_file():
+    context = ssl.create_default_context()
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{group}-", dir=folder.parent) as scratch,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        fetched = [
+            pool.submit(_fetch_one, settings.jars.repository, path, Path(scratch), context) for path in wanted
+        ]
+        try:
+            for number, future in enumerate(as_completed(fetched), 1):
+                report(f"  {number}: {future.result().name}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        for path, digest in wanted.items():
+            if _digest(Path(scratch) / file_name(path)) != digest:
                 raise JarError(
-                    f"{name} could not be fetched; Ivy says: {_reason(output)}",
-                    where=f"conf/ivy/{group}.xml",
-                    remedy="check the network, or set TIDEMARK__SPARK__IVY_SETTINGS to a file that names your mirror",
-                )
-            if _digest(fetched / name) != digest:
-                raise JarError(
-                    f"{name} is not the file that the lock names",
+                    f"{file_name(path)} is not the file that the lock names",
                     where=LOCK,
-                    remedy="do not use it: find out why your mirror serves another file",
+                    remedy="do not use it: find out why your repository serves another file",
                 )
         folder.mkdir(exist_ok=True)
-        for name in wanted:
-            (fetched / name).replace(folder / name)
+        for path in wanted:
+            (Path(scratch) / file_name(path)).replace(folder / file_name(path))
 
 
-def _run_ivy(group: str, scratch: Path, fetched: Path, settings: Settings, report: Report) -> list[str]:
-    command = [
-        str(find_java().executable),
-        "-Xmx256m",
-        f"-Duser.home={scratch}",
-        f"-Dtidemark.ivy.cache={scratch / 'cache'}",
-        "-jar",
-        str(ivy_jar()),
-        *("-settings", str(settings.spark.ivy_settings or _IVY / "settings.xml")),
-        *("-ivy", str(_IVY / f"{group}.xml"), "-confs", "default", "-types", "jar", "bundle"),
-        *("-retrieve", f"{fetched}/[organisation]_[artifact]-[revision].[ext]"),
-    ]
-    output = []
-    done = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
-        assert ivy.stdout is not None
-        for line in ivy.stdout:
-            output.append(line.strip())
-            if "[SUCCESSFUL ]" in line:
-                done += 1
-                report(f"  {done}: {line.split('[SUCCESSFUL ]')[1].split('!')[0].strip()}")
-    return output
-
-
-def _reason(output: list[str]) -> str:
-    telling = [
-        line
-        for line in output
-        if any(word in line for word in ("not found", "Exception", "refused", "SERVER"))
-    ]
-    return (telling or output or ["nothing"])[-1]
-
-
-@functools.cache
-def ivy_jar() -> Path:
-    """The Ivy inside pyspark, found without importing pyspark."""
-    spec = find_spec("pyspark")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    found = [jar for place in places for jar in sorted(Path(place, "jars").glob("ivy-*.jar"))]
-    if not found:
-        raise JarError("pyspark is not installed here", where=sys.executable, remedy="run `make setup`")
-    return found[-1]
+def _fetch_one(repository: str, path: str, folder: Path, context: ssl.SSLContext) -> Path:
+    parts = urlsplit(repository)
+    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if parts.username else {}
+    place = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    request = urllib.request.Request(f"{place.rstrip('/')}/{path}", headers=headers)
+    target = folder / file_name(path)
+    for attempt in range(ATTEMPTS):
+        try:
+            with (
+                urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer,
+                target.open("wb") as file,
+            ):
+                shutil.copyfileobj(answer, file)
+            return target
+        except (OSError, http.client.HTTPException) as error:
+            is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if is_final or attempt == ATTEMPTS - 1:
+                raise JarError(
+                    f"{file_name(path)} could not be fetched: {error}",
+                    where=place,
+                    remedy="check the network, or set TIDEMARK__JARS__REPOSITORY to a mirror of Maven Central",
+                ) from error
+            time.sleep(2.0**attempt)
+    raise AssertionError
 
 
 def forget(settings: Settings) -> None:

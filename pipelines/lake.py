@@ -265,16 +265,17 @@ FEATURES_PIN_VECTORS = TableSpec(
     sorted_by=("pin_id",),
 )
 
-FEATURES_USER_ITEM_STRENGTHS = TableSpec(
-    name="features.user_item_strengths",
-    doc="how strongly a user's live interactions speak for a pin: what the model learns from",
+FEATURES_USER_VECTORS = TableSpec(
+    name="features.user_vectors",
+    doc="a user's vector, as serving would fold it in from what is curated; the product with a pin's is the score",
     columns=(
         Column("user_id", "string", "which user"),
-        Column("pin_id", "string", "which pin"),
-        Column("strength", "double", "0 or more"),
+        Column("vector", "array<float>", "the user's place in the model's space"),
+        Column("event_count", "int", "how many of the user's events are in it"),
+        Column("model_id", "string", "the model that made it; vectors of two models never meet"),
     ),
     owner="recommend",
-    sorted_by=("user_id", "pin_id"),
+    sorted_by=("user_id",),
 )
 
 OPS_INDEX_VERSIONS = TableSpec(
@@ -432,7 +433,7 @@ TABLES: dict[str, TableSpec] = {
         CURATED_PINS_CATALOGUE,
         CURATED_PINS_OFFER,
         FEATURES_PIN_VECTORS,
-        FEATURES_USER_ITEM_STRENGTHS,
+        FEATURES_USER_VECTORS,
         OPS_INDEX_VERSIONS,
         OPS_EPOCHS,
         OPS_ACCOUNT,

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
 
 JAVA_VERSIONS = (17, 21)
+TRINO_JAVA_VERSION = 25
 PYTHON_MINIMUM = (3, 11)
 _FOLDERS = ("/usr/lib/jvm", "/Library/Java/JavaVirtualMachines", "/opt/java", "/opt/jdk")
 SETUP_BYTES = 4 * 2**30
@@ -70,24 +71,63 @@ def find_java(env: Mapping[str, str] = os.environ, folders: Iterable[Path | str]
             where=named,
             remedy=f"set it to a Java {wanted}, or unset it",
         )
+    others = []
+    for java in _installed(env, folders):
+        if java.version in JAVA_VERSIONS:
+            return java
+        others.append(f"Java {java.version} in {java.home}")
+    if others:
+        raise PreflightError(
+            f"Spark needs Java {wanted}, and only others are here", where=", ".join(others), remedy=_INSTALL
+        )
+    raise PreflightError(f"there is no Java on this machine, and Spark needs Java {wanted}", remedy=_INSTALL)
+
+
+def find_trino_java(
+    home: Path | None = None, env: Mapping[str, str] = os.environ, folders: Iterable[Path | str] = _FOLDERS
+) -> Java:
+    """The JDK 25 that Trino runs on: the given one, else that of JAVA_HOME, on PATH or in the well-known folders.
+
+    Raises:
+        PreflightError: There is none, or the given one is none.
+    """
+    wanted = f"a JDK {TRINO_JAVA_VERSION}"
+    if home is not None:
+        java = _java(home)
+        if java is None or java.version != TRINO_JAVA_VERSION or not is_jdk(java):
+            raise PreflightError(
+                f"this is not {wanted}",
+                where=home,
+                remedy="set trino.java_home to one, or to null to look for one",
+            )
+        return java
+    named = [Path(env["JAVA_HOME"])] if env.get("JAVA_HOME") else []
+    for java in (*filter(None, map(_java, named)), *_installed(env, folders)):
+        if java.version == TRINO_JAVA_VERSION and is_jdk(java):
+            return java
+    raise PreflightError(
+        f"there is no {wanted} on this machine, and Trino needs one",
+        remedy=f"install one (Temurin {TRINO_JAVA_VERSION}: https://adoptium.net; on newer Debian or Ubuntu:"
+        f" apt-get install openjdk-{TRINO_JAVA_VERSION}-jdk-headless) or set TIDEMARK__TRINO__JAVA_HOME to one",
+    )
+
+
+def is_jdk(java: Java) -> bool:
+    """Whether it can compile: a runtime alone lacks the compiler's module."""
+    with contextlib.suppress(OSError):
+        return "jdk.compiler" in (java.home / "release").read_text("utf-8", "replace")
+    return (java.home / "bin" / "javac").exists()
+
+
+def _installed(env: Mapping[str, str], folders: Iterable[Path | str]) -> Iterator[Java]:
+    """Every Java on PATH and in the folders."""
     found = []
     if on_path := shutil.which("java", path=env.get("PATH", os.defpath)):
         found.append(Path(on_path).resolve().parents[1])
     for folder in map(Path, folders):
         if folder.is_dir():
             found += sorted(home for inner in folder.iterdir() for home in (inner, inner / "Contents/Home"))
-    others = []
-    for home in found:
-        java = _java(home)
-        if java and java.version in JAVA_VERSIONS:
-            return java
-        if java:
-            others.append(f"Java {java.version} in {java.home}")
-    if others:
-        raise PreflightError(
-            f"Spark needs Java {wanted}, and only others are here", where=", ".join(others), remedy=_INSTALL
-        )
-    raise PreflightError(f"there is no Java on this machine, and Spark needs Java {wanted}", remedy=_INSTALL)
+    yield from filter(None, map(_java, found))
 
 
 def _java(home: Path) -> Java | None:

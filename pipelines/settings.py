@@ -106,6 +106,13 @@ class Paths:
 
 
 @dataclass(frozen=True)
+class Jars:
+    """Where Java archives are fetched from."""
+
+    repository: str
+
+
+@dataclass(frozen=True)
 class Spark:
     """How a Spark session is built."""
 
@@ -113,7 +120,6 @@ class Spark:
     driver_memory: str
     shuffle_partitions: int
     ui_enabled: bool
-    ivy_settings: Path | None
     extra: dict[str, str]
 
     @property
@@ -192,6 +198,18 @@ class Dagster:
 
 
 @dataclass(frozen=True)
+class Trino:
+    """Where SQL is asked, and the Trino that the command line starts."""
+
+    is_embedded: bool
+    url: str
+    port: int
+    heap_mb: int
+    java_home: Path | None
+    user: str
+
+
+@dataclass(frozen=True)
 class Mlflow:
     """Where models are tracked, and the name that the live one is registered under."""
 
@@ -208,6 +226,7 @@ class Settings:
     lake: Lake
     kafka: Kafka
     paths: Paths
+    jars: Jars
     spark: Spark
     streams: Streams
     overlay: Overlay
@@ -217,6 +236,7 @@ class Settings:
     serving: Serving
     collector: Collector
     dagster: Dagster
+    trino: Trino
     mlflow: Mlflow
     environment: dict[str, str] = field(repr=False, compare=False)
 

@@ -22,7 +22,14 @@ SMALL = {
     "TIDEMARK__SPARK__SHUFFLE_PARTITIONS": "2",
     "TIDEMARK__KAFKA__HEAP_MB": "256",
 }
-PORTS = ("KAFKA__PORT", "KAFKA__CONTROLLER_PORT", "SERVING__PORT", "COLLECTOR__PORT", "DAGSTER__PORT")
+PORTS = (
+    "KAFKA__PORT",
+    "KAFKA__CONTROLLER_PORT",
+    "SERVING__PORT",
+    "COLLECTOR__PORT",
+    "DAGSTER__PORT",
+    "TRINO__PORT",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=PROCESSES)
 def up(names: Names = None, as_json: Json = False) -> None:
-    """Start broker, collector, streams, serving and Dagster's web UI, in this order.
+    """Start broker, collector, streams, serving and Dagster's web UI, in this order; Trino only by name.
 
     What runs already is left alone, so that `up` is also what to do after a crash.
     """
@@ -26,6 +26,7 @@ def up(names: Names = None, as_json: Json = False) -> None:
     settings = load_settings()
     preflight.check(settings)
     keeper, chosen = processes.supervisor(settings), processes.choose(processes.local(settings), names or [])
+    chosen = chosen if names else processes.usual(chosen)
     started = processes.up(keeper, chosen, console.say)
     if as_json:
         console.emit_json({"started": started, "processes": _statuses(settings, chosen)})
@@ -119,13 +120,17 @@ def status(as_json: Json = False) -> None:
     from jobs import controls, processes
 
     settings = load_settings()
-    found = _statuses(settings, processes.local(settings))
+    known = processes.local(settings)
+    found = _statuses(settings, known)
     board = controls.Controls(settings.paths.run)
     streams, asked, addresses = board.status(), board.wanted(), urls(settings)
     for entry in controls.beside(settings.paths.run):
         of_entry = controls.Controls(settings.paths.run, entry.name).status()
         streams |= {f"{name} ({entry.name})": state for name, state in of_entry.items()}
-    is_ready = all(process["state"] == "ready" for process in found)
+    not_asked_for = {process.name for process in known if process.is_optional}
+    is_ready = all(
+        p["state"] == "ready" or (p["state"] == "stopped" and p["name"] in not_asked_for) for p in found
+    )
     if as_json:
         console.emit_json(
             {
@@ -204,10 +209,13 @@ def _print_urls(settings: Settings, names: list[str]) -> None:
 
 def urls(settings: Settings) -> dict[str, str]:
     """Where each process is found by a browser."""
+    from pipelines import trino_server
+
     return {
         "serving": f"http://{settings.serving.host}:{settings.serving.port}/docs",
         "collector": f"http://{settings.collector.host}:{settings.collector.port}/docs",
         "dagster": f"http://{settings.dagster.host}:{settings.dagster.port}",
+        "trino": f"{trino_server.origin(settings)}/ui/",
     }
 
 

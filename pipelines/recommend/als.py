@@ -1,6 +1,6 @@
 """Item vectors by alternating least squares for implicit feedback, on Spark.
 
-Belongs here: from interactions to item vectors, their gram and their quality. User vectors are not kept: serving folds
+Belongs here: from interactions to item vectors, their gram and their quality. Serving keeps no user vectors: it folds
 a user in from the events of a second ago (`fold_in`). Does not belong here: where models are registered (`registry`).
 
 A pin that nobody interacted with has no vector. Quantity does not count: how much of a thing fits a basket says little

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.recommend import als, evaluation, fold_in, registry
+from pipelines.recommend.user_vectors import user_vectors
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,3 +101,31 @@ def test_a_model_is_registered_and_made_live(model: als.Model, settings: Setting
     for bad in ("pin_als", "pin_als/99", "other/1"):
         with pytest.raises(registry.RegistryError):
             registry.set_live(settings, bad)
+
+
+def test_users_are_folded_in_as_serving_would(spark: SparkSession, model: als.Model) -> None:
+    found = user_vectors(
+        interactions(spark).selectExpr("*", "cast(uuid() AS string) AS event_id"),
+        model.table,
+        model.parameters,
+    ).toArrow()
+    vectors = dict(zip(model.table["pin_id"].to_pylist(), als.matrix(model.table), strict=True))
+    given = interactions(spark).toPandas()
+    assert sorted(found["user_id"].to_pylist()) == sorted(set(given["user_id"]))
+    p = model.parameters
+    for row in found.to_pylist():
+        mine = given[given["user_id"] == row["user_id"]]
+        newest = mine["event_time"].max()
+        strength: dict[str, float] = {}
+        for event in mine.itertuples():
+            age = (newest - event.event_time).total_seconds() * 1000
+            recency = p.floor + (1 - p.floor) * 0.5 ** (age / p.half_life_ms)
+            strength[event.pin_id] = strength.get(event.pin_id, 0) + p.actions.get(event.action, 0) * recency
+        left, right = p.gram + p.regularization * np.eye(8), np.zeros(8)
+        for pin, s in strength.items():
+            if pin in vectors:
+                y = vectors[pin].astype(np.float64)
+                left = left + p.alpha * abs(s) * np.outer(y, y)
+                right = right + (1 + p.alpha * abs(s)) * (s > 0) * y
+        np.testing.assert_allclose(row["vector"], np.linalg.solve(left, right), rtol=1e-4, atol=1e-5)
+        assert (row["event_count"], row["model_id"]) == (len(mine), als.UNREGISTERED)

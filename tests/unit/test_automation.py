@@ -69,7 +69,9 @@ def test_nothing_is_asked_for_behind_a_check_that_failed(instance: dg.DagsterIns
         )
     keys, _ = asked(instance, START + timedelta(minutes=1), cursor)
     behind = {key for key in keys if CURATED in defs.resolve_asset_graph().get(key).parent_keys}
-    assert {key.path[0] for key in behind} == ({"index", "models", "features"} if passed else set())
+    assert {key.path[0] for key in behind} == (
+        {"index", "models", "features", "explore"} if passed else set()
+    )
 
 
 def test_every_table_has_a_blocking_check_and_the_sensor_runs_by_itself() -> None:

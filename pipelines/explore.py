@@ -1,0 +1,87 @@
+"""The registry of views: one line a domain, and the views about the platform itself.
+
+Belongs here: which views there are, and those about tables of `ops`. Does not belong here: what a view is (`views`),
+and those of a domain (its own `views`).
+"""
+
+from __future__ import annotations
+
+from pipelines.recommend import views as recommend
+from pipelines.users import views as users
+from pipelines.views import View
+
+_EPOCH_MS = "date_diff('millisecond', TIMESTAMP '1970-01-01 00:00:00 UTC', committed_at)"
+
+
+def _stage(name: str) -> str:
+    return f"CAST(json_extract_scalar(stages, '$.{name}') AS bigint)"
+
+
+FRESHNESS_BY_STAGE = View(
+    name="freshness_by_stage",
+    doc="how long each stage of a hot stream took, by index, stream and hour; mean and worst of its epochs",
+    sql=f"""
+        WITH epochs AS (
+            SELECT "index" AS index_name, stream, date_trunc('hour', committed_at) AS hour, "rows" AS record_count,
+                   {_stage("started_at_ms")} - {_stage("broker_time_min_ms")} AS waited_ms,
+                   {_stage("decoded_at_ms")} - {_stage("started_at_ms")} AS decode_ms,
+                   {_stage("transformed_at_ms")} - {_stage("decoded_at_ms")} AS transform_ms,
+                   {_EPOCH_MS} - {_stage("transformed_at_ms")} AS commit_ms,
+                   {_EPOCH_MS} - {_stage("broker_time_min_ms")} AS total_ms
+            FROM ops.epochs
+        )
+        SELECT index_name, stream, hour, count(*) AS epochs, sum(record_count) AS records,
+               avg(waited_ms) AS mean_waited_ms, avg(decode_ms) AS mean_decode_ms,
+               avg(transform_ms) AS mean_transform_ms, avg(commit_ms) AS mean_commit_ms,
+               avg(total_ms) AS mean_total_ms, max(total_ms) AS max_total_ms
+        FROM epochs GROUP BY index_name, stream, hour
+    """,
+    columns={
+        "index_name": "which index",
+        "stream": "which hot stream",
+        "hour": "in which its epochs were committed, UTC",
+        "epochs": "how many",
+        "records": "how many they read",
+        "mean_waited_ms": "from the broker's time of the oldest record to the epoch's start",
+        "mean_decode_ms": "deciding the records by their contract",
+        "mean_transform_ms": "making facts of them",
+        "mean_commit_ms": "writing and committing them to the delta",
+        "mean_total_ms": "from the oldest record's broker time to the commit",
+        "max_total_ms": "the same, of the slowest epoch",
+    },
+    examples=(
+        "SELECT index_name, stream, sum(records) AS records, max(max_total_ms) AS max_total_ms"
+        " FROM explore.freshness_by_stage GROUP BY index_name, stream ORDER BY index_name, stream",
+    ),
+)
+
+BASES = View(
+    name="bases",
+    doc="each base version of an index: when it was built and published, and what became of it",
+    sql="""
+        SELECT "index" AS index_name, version, max(lineage) AS lineage,
+               min(CASE WHEN event = 'built' THEN at END) AS built_at,
+               min(CASE WHEN event = 'published' THEN at END) AS published_at,
+               max_by(event, at) AS last_event, max("rows") AS facts, max(bytes) AS bytes
+        FROM ops.index_versions GROUP BY "index", version
+    """,
+    columns={
+        "index_name": "which index",
+        "version": "which base version",
+        "lineage": "fingerprint of transform and schema",
+        "built_at": "when, UTC",
+        "published_at": "when it was published first, UTC; null if it never was",
+        "last_event": "built, refused, published, rolled_back or deleted",
+        "facts": "in it",
+        "bytes": "size of its files",
+    },
+    examples=(
+        "SELECT index_name, count(*) AS bases, max(published_at) AS last_published_at FROM explore.bases"
+        " GROUP BY index_name ORDER BY index_name",
+    ),
+)
+
+VIEWS: dict[str, View] = {
+    view.name: view for view in (*users.VIEWS, *recommend.VIEWS, FRESHNESS_BY_STAGE, BASES)
+}
+"""Every view by its name."""
