@@ -81,7 +81,8 @@ def place(name: str, home: Path | None = None, **overrides: str) -> Iterator[Set
 
 def settings_at(folder: Path, **overrides: str) -> Settings:
     """Settings of a home with free ports."""
-    keys = ("KAFKA__PORT", "KAFKA__CONTROLLER_PORT", "SERVING__PORT", "COLLECTOR__PORT", "DAGSTER__PORT")
+    names = ("KAFKA", "SERVING", "COLLECTOR", "DAGSTER", "TRINO")
+    keys = [*(f"{name}__PORT" for name in names), "KAFKA__CONTROLLER_PORT"]
     ports = dict(zip(keys, map(str, free_ports(len(keys))), strict=True))
     kept = {name: value for name, value in os.environ.items() if name.startswith("TIDEMARK__")}
     chosen = {f"TIDEMARK__{key}": value for key, value in {**ports, **overrides}.items()}
