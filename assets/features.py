@@ -3,6 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
+from assets import columns
 from assets.models import INTERACTIONS, PIN_ALS
 from assets.platform import (
     AFTER_UPSTREAM,
@@ -39,8 +40,9 @@ def pin_vectors(
     lake.ensure(platform.spark, PIN_VECTORS)
     schema = platform.spark.table(PIN_VECTORS.identifier).schema
     said = summary(platform.read(context, INTERACTIONS).cut, None) | {MODEL_ID: model_id or ""}
-    lake.overwrite(platform.spark.createDataFrame(vectors, schema), PIN_VECTORS, said)
-    written = described(platform.newest(PIN_VECTORS.name))
+    rows = platform.spark.createDataFrame(vectors, schema).alias(PIN_ALS)
+    lake.overwrite(rows, PIN_VECTORS, said)
+    written = {**described(platform.newest(PIN_VECTORS.name)), **columns.traced(rows, PIN_VECTORS)}
     return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from assets.backfill import backfill_assets
+from assets.columns import with_columns
 from assets.curated import curated_assets
 from assets.features import feature_assets
 from assets.index import all_index_assets
@@ -32,16 +33,9 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     """
     platform = Platform(settings.load, gates.examine)
     days = backfill_assets(settings.load().build.first_day)
+    built = [*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets]
     return dg.Definitions(
-        assets=[
-            *raw_assets,
-            *curated_assets,
-            *model_assets,
-            *feature_assets,
-            *all_index_assets,
-            *days,
-            *maintenance_assets,
-        ],
+        assets=[*with_columns(built), *days, *maintenance_assets],
         asset_checks=[*curated_checks, *candidate_checks],
         jobs=[whole_build, days_again],
         sensors=[automation, upkeep],
