@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets import freshness
 from assets.backfill import backfill_assets
 from assets.columns import with_columns
 from assets.curated import curated_assets
@@ -19,6 +20,8 @@ from assets.maintenance import maintenance_assets
 from assets.models import model_assets
 from assets.platform import Platform
 from assets.raw import raw_assets
+from assets.streams import stream_assets
+from jobs.lag import stream_lag
 from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
@@ -35,10 +38,10 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     days = backfill_assets(settings.load().build.first_day)
     built = [*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets]
     return dg.Definitions(
-        assets=[*with_columns(built), *days, *maintenance_assets],
+        assets=[*freshness.expected([*stream_assets, *with_columns(built), *maintenance_assets]), *days],
         asset_checks=[*curated_checks, *candidate_checks],
         jobs=[whole_build, days_again],
-        sensors=[automation, upkeep],
+        sensors=[automation, upkeep, stream_lag],
         resources={"platform": platform} | dict(resource_overrides or {}),
         executor=dg.in_process_executor,
     )
