@@ -22,6 +22,7 @@ from assets.platform import Platform
 from assets.raw import raw_assets
 from assets.streams import stream_assets
 from jobs.lag import stream_lag
+from jobs.openlineage import lineage_sensor
 from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
@@ -35,13 +36,15 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         resource_overrides: Resource name → value; `platform` is the only one that there is.
     """
     platform = Platform(settings.load, gates.examine)
-    days = backfill_assets(settings.load().build.first_day)
+    configured = settings.load()
+    days = backfill_assets(configured.build.first_day)
+    told = [lineage_sensor(configured)] if configured.openlineage.url else []
     built = [*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets]
     return dg.Definitions(
         assets=[*freshness.expected([*stream_assets, *with_columns(built), *maintenance_assets]), *days],
         asset_checks=[*curated_checks, *candidate_checks],
         jobs=[whole_build, days_again],
-        sensors=[automation, upkeep, stream_lag],
+        sensors=[automation, upkeep, stream_lag, *told],
         resources={"platform": platform} | dict(resource_overrides or {}),
         executor=dg.in_process_executor,
     )
