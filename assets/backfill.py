@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets import columns
 from assets.platform import RETRIES, Platform, described, final, key
 from pipelines import backfill, lake
 from pipelines.backfill import Changes, Days, Rebuilt
@@ -49,10 +50,10 @@ def _event_days(partitions: dg.DailyPartitionsDefinition, source: Source, part: 
     ) -> dg.MaterializeResult:
         days = _days(context)
         rebuilt = backfill.event_days(platform.spark, platform.settings, source, part, days)
+        traced = columns.traced(rebuilt.rows, rebuilt.spec)
         changed = _written(platform, rebuilt, source.identity, part.columns)
-        context.log_event(
-            dg.AssetMaterialization(key(part.table), metadata=described(platform.newest(part.table)))
-        )
+        written = {**described(platform.newest(part.table)), **traced}
+        context.log_event(dg.AssetMaterialization(key(part.table), metadata=written))
         return dg.MaterializeResult(metadata=_told(changed, platform))
 
     return event_days

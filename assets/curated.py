@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from assets import columns
 from assets.platform import AFTER_UPSTREAM, RETRIES, Pinned, Platform, described, final, key, summary
 from pipelines import lake
 from pipelines.curate import SOURCES, Account, Source, account_row, curate
@@ -48,8 +49,9 @@ def _written(source: Source, raw: Pinned, platform: Platform) -> list[dg.Materia
         spec = source.spec(part)
         evolution.grow(platform.settings, spec, source.contract)
         lake.ensure(platform.spark, spec)
-        lake.overwrite(result.table(part), spec, summary(cut, result.max_broker_time_ms))
-        metadata = {**described(platform.newest(spec.name)), "account": account}
+        rows = result.table(part)
+        lake.overwrite(rows, spec, summary(cut, result.max_broker_time_ms))
+        metadata = {**described(platform.newest(spec.name)), **columns.traced(rows, spec), "account": account}
         written.append(dg.MaterializeResult(asset_key=key(spec.name), metadata=metadata))
     result.close()
     record_account(platform, result.account)

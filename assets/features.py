@@ -3,6 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
+from assets import columns
 from assets.models import INTERACTIONS, PIN_ALS
 from assets.platform import (
     AFTER_UPSTREAM,
@@ -17,7 +18,6 @@ from assets.platform import (
 from pipelines import lake
 from pipelines.index_rows import MODEL_ID
 from pipelines.recommend import registry
-from pipelines.recommend.user_vectors import user_vectors as folded
 
 PIN_VECTORS, USER_VECTORS = lake.FEATURES_PIN_VECTORS, lake.FEATURES_USER_VECTORS
 
@@ -40,8 +40,9 @@ def pin_vectors(
     lake.ensure(platform.spark, PIN_VECTORS)
     schema = platform.spark.table(PIN_VECTORS.identifier).schema
     said = summary(platform.read(context, INTERACTIONS).cut, None) | {MODEL_ID: model_id or ""}
-    lake.overwrite(platform.spark.createDataFrame(vectors, schema), PIN_VECTORS, said)
-    written = described(platform.newest(PIN_VECTORS.name))
+    rows = platform.spark.createDataFrame(vectors, schema).alias(PIN_ALS)
+    lake.overwrite(rows, PIN_VECTORS, said)
+    written = {**described(platform.newest(PIN_VECTORS.name)), **columns.traced(rows, PIN_VECTORS)}
     return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
 
 
@@ -66,16 +67,24 @@ def _vectors(platform: Platform, model_id: str | None) -> pa.Table:
 def user_vectors(
     context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> dg.MaterializeResult:
+    from pyspark.sql import functions as F
+
+    from pipelines.recommend import als
+    from pipelines.recommend import user_vectors as folding
+
     model_id = reported_metadata(context.instance, key(PIN_ALS)).get("model_id")
-    interactions = platform.read(context, INTERACTIONS)
-    lake.ensure(platform.spark, USER_VECTORS)
+    spark, interactions = platform.spark, platform.read(context, INTERACTIONS)
+    lake.ensure(spark, USER_VECTORS)
     if model_id is None:
-        rows = platform.spark.createDataFrame([], platform.spark.table(USER_VECTORS.identifier).schema)
+        rows, plan = spark.createDataFrame([], spark.table(USER_VECTORS.identifier).schema), None
     else:
         vectors, parameters = registry.load(platform.settings, model_id)
-        rows = folded(interactions.rows.filter("NOT is_deleted"), vectors, parameters)
+        rows = folding.user_vectors(als.live(interactions.rows), vectors, parameters)
+        named = spark.createDataFrame(vectors).withColumn("model_id", F.lit(model_id)).alias(PIN_ALS)
+        plan = folding.plan(als.live(interactions.rows), named)
     lake.overwrite(rows, USER_VECTORS, summary(interactions.cut, None) | {MODEL_ID: model_id or ""})
-    written = described(platform.newest(USER_VECTORS.name))
+    said = columns.traced(plan, USER_VECTORS) if plan is not None else {}
+    written = {**described(platform.newest(USER_VECTORS.name)), **said}
     return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
 
 

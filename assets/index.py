@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets import columns
 from assets.platform import (
     AFTER_UPSTREAM,
     RETRIES,
@@ -57,7 +58,8 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         lake.reshape(platform.spark, table)
         facts = index_rows.rows(spec, lambda name: (sources.get(name) or platform.read(context, name)).rows)
         lake.overwrite(facts, table, stands_on.summary())
-        return dg.MaterializeResult(metadata=described(platform.newest(table.name)))
+        written = described(platform.newest(table.name))
+        return dg.MaterializeResult(metadata={**written, **columns.traced(facts, table)})
 
     @dg.asset(
         key=["base", spec.name],

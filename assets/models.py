@@ -4,11 +4,13 @@ from typing import Any
 
 import dagster as dg
 
+from assets import columns
 from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, final, key
+from pipelines import derived
 from pipelines.recommend import als, registry
 
-PIN_ALS = "models.pin_als"
-INTERACTIONS = "curated.user_interactions"
+PIN_ALS = derived.PIN_ALS.name
+INTERACTIONS = derived.INTERACTIONS
 
 
 @dg.asset(
@@ -28,14 +30,15 @@ def pin_als(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platfo
         "cut": dg.JsonMetadataValue(interactions.cut.to_json()),
     }
     try:
-        model = als.fit(interactions.rows.filter("NOT is_deleted"))
+        model = als.fit(als.live(interactions.rows))
     except als.NothingToLearn as nothing:
         return dg.MaterializeResult(metadata={**source, "rows": 0, "note": str(nothing)})
     tags = {INTERACTIONS: str(interactions.snapshot.id), "cut": interactions.cut.to_text()}
     parameters = registry.log(platform.settings, model, tags)
     model.vectors.unpersist()
     metadata = {"model_id": parameters.model_id, "rows": model.table.num_rows, "bytes": model.table.nbytes}
-    return dg.MaterializeResult(metadata={**source, **metadata, **model.metrics})
+    traced = columns.traced(derived.model_plan(lambda table: interactions.rows), derived.PIN_ALS)
+    return dg.MaterializeResult(metadata={**source, **metadata, **model.metrics, **traced})
 
 
 model_assets = [pin_als]

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets import streams
 from assets.platform import ON_SCHEDULE, RETRIES, Platform, described, final, key
 from pipelines import lake
 from pipelines.curate import SOURCES, Source
@@ -12,10 +13,11 @@ def _raw(source: Source) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=key(spec.name),
+        deps=[streams.ARCHIVE],
         group_name="raw",
         description=spec.doc,
         kinds={"iceberg"},
-        automation_condition=ON_SCHEDULE,
+        automation_condition=ON_SCHEDULE.ignore(streams.ALL),  # a build needs no stream
         retry_policy=RETRIES,
     )
     @final

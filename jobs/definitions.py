@@ -10,7 +10,9 @@ from typing import Any
 
 import dagster as dg
 
+from assets import freshness
 from assets.backfill import backfill_assets
+from assets.columns import with_columns
 from assets.curated import curated_assets
 from assets.features import feature_assets
 from assets.index import all_index_assets
@@ -18,7 +20,10 @@ from assets.maintenance import maintenance_assets
 from assets.models import model_assets
 from assets.platform import Platform
 from assets.raw import raw_assets
+from assets.streams import stream_assets
 from assets.views import view_assets
+from jobs.lag import stream_lag
+from jobs.openlineage import lineage_sensor
 from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
@@ -32,21 +37,15 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         resource_overrides: Resource name → value; `platform` is the only one that there is.
     """
     platform = Platform(settings.load, gates.examine)
-    days = backfill_assets(settings.load().build.first_day)
+    configured = settings.load()
+    days = backfill_assets(configured.build.first_day)
+    told = [lineage_sensor(configured)] if configured.openlineage.url else []
+    built = [*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets, *view_assets]
     return dg.Definitions(
-        assets=[
-            *raw_assets,
-            *curated_assets,
-            *model_assets,
-            *feature_assets,
-            *all_index_assets,
-            *view_assets,
-            *days,
-            *maintenance_assets,
-        ],
+        assets=[*freshness.expected([*stream_assets, *with_columns(built), *maintenance_assets]), *days],
         asset_checks=[*curated_checks, *candidate_checks],
         jobs=[whole_build, days_again],
-        sensors=[automation, upkeep],
+        sensors=[automation, upkeep, stream_lag, *told],
         resources={"platform": platform} | dict(resource_overrides or {}),
         executor=dg.in_process_executor,
     )

@@ -151,9 +151,7 @@ class Curated(NamedTuple):
 
     def table(self, part: Part) -> DataFrame:
         """The rows of a curated table: for each identity the fact that stands, with its provenance."""
-        at = self.source.parts.index(part)
-        winners = self.judged.filter(f"_first_{at}")
-        return winners.select(*part.columns, *PROVENANCE.names)
+        return standing(self.source, self.judged, part)
 
     def close(self) -> None:
         """Let the judged rows go."""
@@ -223,6 +221,12 @@ def judge(source: Source, decoded: DataFrame) -> DataFrame:
     )
     firsts = [f"_first_{at}" for at in range(len(source.parts))]
     return judged.select(*accepted_schema(source.contract).names, "_reason", fate.alias("_fate"), *firsts)
+
+
+def standing(source: Source, judged: DataFrame, part: Part) -> DataFrame:
+    """Of judged rows those that stand in a part's table, with their provenance."""
+    winners = judged.filter(f"_first_{source.parts.index(part)}")
+    return winners.select(*part.columns, *PROVENANCE.names)
 
 
 def _and(left: Column, right: Column) -> Column:

@@ -99,6 +99,7 @@ class Paths:
     run: Path
     logs: Path
     metrics: Path
+    reports: Path
     kafka: Path
     dagster: Path
     mlflow: Path
@@ -219,6 +220,16 @@ class Mlflow:
 
 
 @dataclass(frozen=True)
+class Openlineage:
+    """Where OpenLineage events go; nowhere without a URL."""
+
+    url: str
+    api_key: str = field(repr=False)
+    namespace: str
+    timeout_ms: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that can be configured. `environment` gives a child process the same settings."""
 
@@ -238,6 +249,7 @@ class Settings:
     dagster: Dagster
     trino: Trino
     mlflow: Mlflow
+    openlineage: Openlineage
     environment: dict[str, str] = field(repr=False, compare=False)
 
 

@@ -1,4 +1,4 @@
-"""Commands that show what happens: `trace` and `logs`."""
+"""Commands that show what happens and what there is: `trace`, `logs` and `signals`."""
 
 from __future__ import annotations
 
@@ -253,3 +253,39 @@ def _since(text: str | None) -> datetime | None:
             f"{text!r} is no time", remedy="give 30s, 15m, 2h, 1d, or 2026-01-31T12:00Z"
         ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@app.command(rich_help_panel=SEEING)
+def signals(
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; by default the one that serving shows.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the catalogue of all signals: each field of each table and index, where it comes from, who uses it.
+
+    One page that needs no server, and signals.json. From the specifications and the code, with coverage and freshness
+    of what the lake holds.
+    """
+    from pipelines.spark import session
+    from quality.signals import catalogue, page
+
+    settings = load_settings()
+    with console.step("signals", settings.paths.logs / "signals.log") as report:
+        report("starting Spark")
+        spark = session(settings, "tidemark signals")
+        try:
+            report("reading specifications and plans")
+            found = catalogue.collect(settings, spark)
+        finally:
+            spark.stop()
+    folder = out or settings.paths.reports / "signals"
+    path = page.write(found, folder)
+    fields = sum(len(dataset.fields) for dataset in found.datasets)
+    if as_json:
+        console.emit_json({"page": str(path), "datasets": len(found.datasets), "fields": fields})
+        return
+    console.say(f"{fields} fields of {len(found.datasets)} datasets: {path}")
+    if out is None:
+        serving = settings.serving
+        console.say(f"with serving up: http://{serving.host}:{serving.port}/reports/signals/")

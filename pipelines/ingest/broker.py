@@ -289,6 +289,48 @@ def offsets(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
         consumer.close()
 
 
+def times(settings: Settings, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
+    """The broker's time (ms) of one record of each of these partitions, or of the first one after it.
+
+    Args:
+        settings: Where the broker is.
+        topic: Its name.
+        offsets: Partition → the record's offset.
+
+    Returns:
+        Of those partitions that answered in time.
+
+    Raises:
+        BrokerError: The broker cannot be reached.
+    """
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
+            "group.id": "tidemark-times",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        },
+        logger=_silent,
+    )
+    found: dict[int, int] = {}
+    try:
+        consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
+        deadline = time.monotonic() + _REQUEST_TIMEOUT_S
+        while len(found) < len(offsets) and (left := deadline - time.monotonic()) > 0:
+            message = consumer.poll(left)
+            if message is None or message.error():
+                break
+            partition = message.partition()
+            if partition is not None and partition not in found:
+                found[partition] = message.timestamp()[1]
+                consumer.pause([TopicPartition(topic, partition)])
+        return found
+    except KafkaException as error:
+        raise _refused(settings, f"cannot read {topic}", error) from error
+    finally:
+        consumer.close()
+
+
 def _refused(settings: Settings, what: str, error: KafkaException) -> BrokerError:
     return BrokerError(
         f"{what}: {error.args[0].str()}",

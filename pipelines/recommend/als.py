@@ -9,6 +9,7 @@ about taste. Spark's weight of a pair is 1 + α |Σ weights of its actions|; a n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,10 +93,7 @@ def fit(interactions: DataFrame, hyperparameters: Hyperparameters = Hyperparamet
     Raises:
         NothingToLearn: No event has an action that says something.
     """
-    told = interactions.select(
-        "user_id", "pin_id", "action", "event_time", _weight(hyperparameters).alias("weight")
-    )
-    told = told.where("weight != 0").persist()
+    told = _told(interactions, hyperparameters).persist()
     try:
         if told.isEmpty():
             raise NothingToLearn(
@@ -122,6 +120,29 @@ def matrix(table: pa.Table) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
 
 
+def live(interactions: DataFrame) -> DataFrame:
+    """Of the curated interactions those that a model learns from: a tombstone says nothing."""
+    return interactions.filter("NOT is_deleted")
+
+
+def vectors_plan(interactions: DataFrame, factorize: Callable[[DataFrame], DataFrame]) -> DataFrame:
+    """The way from interactions to vectors as one plan, with something in the place of ALS: to be looked at, not run.
+
+    Args:
+        interactions: As `fit` takes them.
+        factorize: From (user int, pin int, strength float) to (id int, features array<float>).
+    """
+    pairs = _pairs(_told(interactions, Hyperparameters()))
+    pins = _numbered(pairs, "pin_id", "pin")
+    return _by_pin(factorize(_in_numbers(pairs, pins)), pins)
+
+
+def _told(interactions: DataFrame, hyperparameters: Hyperparameters) -> DataFrame:
+    """What interactions say of tastes, each with its weight."""
+    weight = _weight(hyperparameters).alias("weight")
+    return interactions.select("user_id", "pin_id", "action", "event_time", weight).where("weight != 0")
+
+
 def _weight(hyperparameters: Hyperparameters) -> Any:
     weights = [
         item for action, weight in hyperparameters.actions.items() for item in (F.lit(action), F.lit(weight))
@@ -132,9 +153,8 @@ def _weight(hyperparameters: Hyperparameters) -> Any:
 def _vectors(told: DataFrame, hyperparameters: Hyperparameters) -> DataFrame:
     from pyspark.ml.recommendation import ALS
 
-    pairs = told.groupBy("user_id", "pin_id").agg(F.sum("weight").cast("float").alias("strength")).persist()
-    users, pins = _numbered(pairs, "user_id", "user"), _numbered(pairs, "pin_id", "pin").persist()
-    numbered = pairs.join(users, "user_id").join(pins, "pin_id").select("user", "pin", "strength")
+    pairs = _pairs(told).persist()
+    pins = _numbered(pairs, "pin_id", "pin").persist()
     als = ALS(
         rank=hyperparameters.rank,
         maxIter=hyperparameters.iterations,
@@ -148,11 +168,23 @@ def _vectors(told: DataFrame, hyperparameters: Hyperparameters) -> DataFrame:
         itemCol="pin",
         ratingCol="strength",
     )
-    factors = als.fit(numbered).itemFactors
+    factors = als.fit(_in_numbers(pairs, pins)).itemFactors
     pairs.unpersist()
-    return factors.join(pins, factors["id"] == pins["pin"]).select(
-        "pin_id", F.col("features").alias("vector")
-    )
+    return _by_pin(factors, pins)
+
+
+def _pairs(told: DataFrame) -> DataFrame:
+    return told.groupBy("user_id", "pin_id").agg(F.sum("weight").cast("float").alias("strength"))
+
+
+def _in_numbers(pairs: DataFrame, pins: DataFrame) -> DataFrame:
+    users = _numbered(pairs, "user_id", "user")
+    return pairs.join(users, "user_id").join(pins, "pin_id").select("user", "pin", "strength")
+
+
+def _by_pin(factors: DataFrame, pins: DataFrame) -> DataFrame:
+    named = factors.join(pins, factors["id"] == pins["pin"])
+    return named.select("pin_id", F.col("features").alias("vector"))
 
 
 def _numbered(pairs: DataFrame, column: str, number: str) -> DataFrame:

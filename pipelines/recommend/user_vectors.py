@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines import column_lineage
 from pipelines.recommend import fold_in
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def user_vectors(interactions: DataFrame, vectors: pa.Table, parameters: fold_in
 
     needed = interactions.select("user_id", "event_id", "pin_id", "action", "event_time")
     return needed.groupBy("user_id").applyInArrow(fold, SCHEMA)
+
+
+def plan(interactions: DataFrame, vectors: DataFrame) -> DataFrame:
+    """The same as a plan that shows both inputs, to be looked at, not run: `user_vectors` hands the vectors over by hand.
+
+    Args:
+        interactions: As `user_vectors` takes them.
+        vectors: pin_id, vector, model_id.
+    """
+    needed = interactions.select("user_id", "event_id", "pin_id", "action", "event_time")
+    return column_lineage.opaque(
+        needed.crossJoin(vectors.withColumnRenamed("pin_id", "vector_pin_id")), SCHEMA
+    )
 
 
 class _Folding:

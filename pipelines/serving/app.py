@@ -50,7 +50,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
     users.register(app, ground)
     pins.register(app, ground)
     status.register(app, ground)
-    pages.register(app)
+    pages.register(app, settings.paths.reports)
     paths = list(app.openapi()["paths"])
 
     async def unknown(request: Request, error: Exception) -> Response:

@@ -8,13 +8,15 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
+from assets import freshness, streams
 from jobs.definitions import defs
 
 START = datetime(2024, 3, 1, 1, 0, tzinfo=UTC)
 RAW = {dg.AssetKey(["raw", "user_interactions"]), dg.AssetKey(["raw", "pin_updates"])}
 MAINTENANCE = dg.AssetSelection.groups("maintenance").resolve(defs.resolve_asset_graph())
 DAYS = dg.AssetSelection.groups("backfill").resolve(defs.resolve_asset_graph())
-BUILT = defs.resolve_asset_graph().get_all_asset_keys() - MAINTENANCE - DAYS
+STREAMS = streams.ALL.resolve(defs.resolve_asset_graph())
+BUILT = defs.resolve_asset_graph().get_all_asset_keys() - MAINTENANCE - DAYS - STREAMS
 CURATED = dg.AssetKey(["curated", "user_interactions"])
 
 
@@ -97,3 +99,21 @@ def test_maintenance_is_asked_for_each_hour_and_orphans_once_a_day_apart_from_bu
     assert MAINTENANCE & defs.resolve_job_def("build").asset_layer.executable_asset_keys == set()
     tables = {tuple(key.path[1:]) for key in MAINTENANCE if key.path[0] == "maintenance"}
     assert {("raw", "pin_updates"), ("index", "pins"), ("indices", "pins")} <= tables
+
+
+def test_a_build_waits_for_no_stream() -> None:
+    assert {key.path[1] for key in STREAMS} == {"archive", "user_interactions", "pin_updates"}
+    graph = defs.resolve_asset_graph()
+    for key in STREAMS:
+        assert not graph.get(key).is_executable
+        assert key not in defs.resolve_job_def("build").asset_layer.executable_asset_keys
+    assert graph.get(dg.AssetKey(["raw", "pin_updates"])).parent_keys == {streams.ARCHIVE}
+
+
+def test_every_asset_that_is_expected_has_a_freshness_policy() -> None:
+    graph = defs.resolve_asset_graph()
+    without = {key for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy is None}
+    assert without == DAYS, "days are computed again by nobody but a person"
+    assert graph.get(dg.AssetKey(["maintenance", "orphans"])).freshness_policy == freshness.DAILY
+    assert graph.get(dg.AssetKey(["published", "pins"])).freshness_policy == freshness.BUILT
+    assert graph.get(streams.ARCHIVE).freshness_policy == freshness.FOLLOWED

@@ -60,8 +60,12 @@ class Client:
         }
         sent: list[dict[str, Any]] = []
 
+        coming = [{"type": "http.request", "body": body, "more_body": False}]
+
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
+            if not coming:
+                await asyncio.Event().wait()  # a client that waits for its answer says no more
+            return coming.pop()
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
@@ -400,6 +404,23 @@ def test_pages_and_openapi(client: Client) -> None:
     assert [one["name"] for one in parameters] == ["user_id", "k", "category", "min_position"]
 
 
+def test_reports_are_shown_as_they_are_at_the_moment_and_nothing_beside_them(
+    home: Any, client: Client
+) -> None:
+    assert client.get("/reports/mine/", 404).json["error"]["field"] == "path"
+    folder = home[0].paths.reports / "mine"
+    folder.mkdir()
+    (folder / "index.html").write_text("<p>one")
+    (folder.parent.parent / "secret.html").write_text("not yours")
+    reply = client.get("/reports/mine/")
+    assert (reply.body, reply.headers["content-type"]) == (b"<p>one", "text/html; charset=utf-8")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    (folder / "index.html").write_text("<p>another")
+    assert client.get("/reports/mine/index.html").body == b"<p>another"
+    for path in ("/reports/../secret.html", "/reports/%2e%2e/secret.html", "/reports/mine/../../secret.html"):
+        client.get(path, 404)
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -517,6 +538,7 @@ PATHS = st.one_of(
     st.sampled_from(
         ["/v1/pins:batchGet", "/v1/indices", "/healthz", "/readyz", "/metrics", "/", "/docs", "/openapi.json"]
     ),
+    PARTS.map(lambda part: f"/reports/{part}"),
 )
 VALUES = st.one_of(
     st.sampled_from(
