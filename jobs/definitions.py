@@ -21,7 +21,7 @@ from assets.raw import raw_assets
 from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
-from quality.checks import candidate_checks, curated_checks
+from quality.checks import all_checks
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -42,7 +42,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             *days,
             *maintenance_assets,
         ],
-        asset_checks=[*curated_checks, *candidate_checks],
+        asset_checks=all_checks,
         jobs=[whole_build, days_again],
         sensors=[automation, upkeep],
         resources={"platform": platform} | dict(resource_overrides or {}),

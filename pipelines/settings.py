@@ -99,6 +99,7 @@ class Paths:
     run: Path
     logs: Path
     metrics: Path
+    reports: Path
     kafka: Path
     dagster: Path
     mlflow: Path

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import pages, pins, status, users
+from pipelines.serving.routes import pages, pins, reports, status, users
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
 
@@ -51,6 +51,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
     pins.register(app, ground)
     status.register(app, ground)
     pages.register(app)
+    reports.register(app, settings.paths.reports)
     paths = list(app.openapi()["paths"])
 
     async def unknown(request: Request, error: Exception) -> Response:
