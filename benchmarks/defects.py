@@ -377,8 +377,8 @@ def defects(seed: int) -> list[Defect]:
             _put("pin_id", "concat(pin_id, '77')", some(0.1, "pin_id")),
             "pin_id.orphan_pct",
         ),
-        _defect("late", "the day has not come", EVENTS, _lose("true"), "silence_s"),
-        _defect("late", "nothing has come since six", EVENTS, _lose("hour(event_time) >= 6"), "silence_s"),
+        _defect("late", "the day has not come, but the next has begun", EVENTS, _lose("true"), "rows"),
+        _defect("late", "nothing has come since six in the morning", EVENTS, _stop_at(6), "silence_s"),
         _defect(
             "late",
             "a third of what came is three days old",
@@ -454,6 +454,26 @@ def _lose(where: str) -> Change:
     return change
 
 
+def _stop_at(hour: int) -> Change:
+    """Nothing comes after this hour of the day, nor on the next one."""
+
+    def change(rows: DataFrame, day: Column) -> DataFrame:
+        from pyspark.sql import functions as F
+
+        comes = F.hour("event_time") < hour
+        return rows.filter((day & comes) | (F.to_date("event_time") < _newest(rows, day)))
+
+    return change
+
+
+def _newest(rows: DataFrame, day: Column) -> Column:
+    from pyspark.sql import functions as F
+
+    newest = rows.filter(day).select(F.to_date("event_time").alias("day")).first()
+    assert newest is not None
+    return F.lit(newest["day"])
+
+
 def _again(where: str) -> Change:
     return lambda rows, day: rows.unionByName(rows.filter(day).filter(where))
 
@@ -473,8 +493,6 @@ def _put_off_yesterday(rows: DataFrame, day: Column) -> DataFrame:
     """The events of the day before the newest arrive a day later."""
     from pyspark.sql import functions as F
 
-    newest = rows.filter(day).select(F.to_date("event_time").alias("day")).first()
-    assert newest is not None
-    is_yesterday = F.to_date("event_time") == F.lit(newest["day"] - timedelta(days=1))
+    is_yesterday = F.to_date("event_time") == F.date_sub(_newest(rows, day), 1)
     later = F.col("broker_time") + F.expr("INTERVAL 1 DAY")
     return rows.withColumn("broker_time", F.when(is_yesterday, later).otherwise(F.col("broker_time")))

@@ -34,6 +34,8 @@ FLOOR_POINTS = 3.0
 FLOOR_DIVERGENCE = 0.08
 """Of distributions, by Jensen–Shannon distance (0 to 1, base 2)."""
 FLOOR_SECONDS = {"lag_s": 3_600.0, "silence_s": 6 * 3_600.0}
+SOON_S = 6 * 3_600.0
+"""Where rows usually come within this, a day without any is missed as soon as the next one has some."""
 REFUSALS = "refusals"
 KINDS = {
     "rows": "volume",
@@ -178,14 +180,31 @@ def against_history(suite: Suite, measured: Measured, audits: Sequence[Batch]) -
     days = sorted(measured.batches)
     closed = [day for day in days if measured.newest_closed is not None and day <= measured.newest_closed]
     for day in [*closed[-1:], *days[len(closed) :][:1]]:
-        past = {other: batch for other, batch in measured.batches.items() if _is_before(other, day)}
-        found += _compared(day, measured.batches[day], past, is_open=day not in closed)
+        found += _compared(day, measured.batches[day], _before(measured, day), is_open=day not in closed)
+    if (skipped := _skipped(measured)) is not None:
+        found += _compared(skipped, Batch(0, 0, {}, {}), _before(measured, skipped), is_open=False)
     return found + list(_arrived(measured.arrived))
+
+
+def _before(measured: Measured, day: str) -> Past:
+    return {other: batch for other, batch in measured.batches.items() if _is_before(other, day)}
 
 
 def _is_before(other: str, day: str) -> bool:
     there = date.fromisoformat(day)
     return there - timedelta(days=WINDOW_DAYS) <= date.fromisoformat(other) < there
+
+
+def _skipped(measured: Measured) -> str | None:
+    """Yesterday, if nothing is there of it although rows come today, and usually come on their day."""
+    if not measured.arrived:
+        return None
+    today = max(measured.arrived)
+    yesterday = (date.fromisoformat(today) - timedelta(days=1)).isoformat()
+    lags = [b.numbers["", "lag_s"] for b in measured.arrived.values() if ("", "lag_s") in b.numbers]
+    comes_on_its_day = len(lags) >= MIN_HISTORY and float(np.median(lags)) < SOON_S
+    is_skipped = measured.arrived[today].rows > 0 and yesterday not in measured.batches
+    return yesterday if is_skipped and comes_on_its_day else None
 
 
 def _compared(batch: str, now: Batch, past: Past, *, is_open: bool) -> Iterator[Expected]:
@@ -343,4 +362,6 @@ def plain(value: float | int | str | None) -> str:
         return "nothing"
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) or float(value).is_integer() else f"{value:,.4g}"
+    if float(value).is_integer() or abs(value) >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

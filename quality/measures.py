@@ -112,10 +112,10 @@ def measure(suite: Suite, rows: DataFrame, read: Reader, as_of: datetime) -> Mea
     batches: dict[str, Batch] = {}
     arrived: dict[str, Batch] = {}
     if totals["rows"]:
-        newest = totals["newest_day"]
         if not has_days:
             batches = _batches(suite, fields, marked.withColumn("_batch", F.lit(WHOLE)), read, types, None)
-        elif newest is not None:
+        else:
+            newest = totals["newest_closed"] or as_of.date()
             first = newest - timedelta(days=WINDOW_DAYS)
             window = marked.filter(F.col(_quoted(str(suite.day))) >= F.lit(_midnight(first)))
             window = window.withColumn("_batch", day.cast("string"))
@@ -129,7 +129,7 @@ def measure(suite: Suite, rows: DataFrame, read: Reader, as_of: datetime) -> Mea
         extremes=_extremes(fields, totals),
         missing=missing,
         batches=batches,
-        newest_closed=totals["newest_day"].isoformat() if totals["newest_day"] else None,
+        newest_closed=totals["newest_closed"].isoformat() if totals["newest_closed"] else None,
         arrived=arrived,
     )
 
@@ -214,7 +214,7 @@ def _totals(
             asked.append(F.approx_count_distinct(column).alias(f"distinct_{at}"))
     for at, rule in enumerate(rules):
         asked.append(F.count_if(~F.coalesce(F.expr(rule.condition), F.lit(False))).alias(f"broken_{at}"))
-    asked.append(F.max(closed_day).alias("newest_day"))
+    asked.append(F.max(closed_day).alias("newest_closed"))
     found = rows.agg(*asked).first()
     assert found is not None
     return found.asDict()

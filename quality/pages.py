@@ -270,7 +270,7 @@ def _strip(audits: Sequence[tuple[datetime, list[Row]]]) -> str:
 
 def _squares(states: Sequence[tuple[datetime, str]]) -> str:
     said = ", ".join(f"{_minute(at)} {_STATES[state]}" for at, state in states)
-    marks = {"passed": "·", "warned": "!", "failed": "×"}
+    marks = {"passed": "✓", "warned": "!", "failed": "×"}
     squares = "".join(f'<i class="{state}" title="{_minute(at)}">{marks[state]}</i>' for at, state in states)
     return f'<span class="strip" role="img" aria-label="{escape(said)}">{squares}</span>'
 

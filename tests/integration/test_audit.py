@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import tarfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines import lake
-from pipelines.settings import Settings
+from pipelines.curate import SOURCES, curate
+from pipelines.ingest import load, mapping
+from pipelines.settings import ROOT, Settings
 from pipelines.suites import SUITES
 from quality import history, pages
 from quality.audit import Audit, audit
@@ -19,6 +24,8 @@ from quality.measures import WHOLE
 
 SUITE = SUITES["curated.user_interactions"]
 PINS = SUITES["curated.pins_offer"]
+RETAIL = ROOT.parent / "shared" / "data" / "online_retail" / "by-day.tar.gz"
+SHOP_DAYS = ("2010-12-01", "2010-12-02", "2010-12-10")
 START = datetime(2024, 3, 1, tzinfo=UTC)
 DAYS = 10
 COLUMNS = {column.name: column.type for column in lake.CURATED_USER_INTERACTIONS.columns}
@@ -146,6 +153,47 @@ def test_an_empty_table_holds(spark: SparkSession) -> None:
     found = audited(spark, [])
     assert found.measured.rows == 0
     assert broken(found) == set()
+
+
+@pytest.mark.skipif(not RETAIL.exists(), reason=f"no {RETAIL}")
+def test_a_dirty_shop_day_by_day(own_spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    """What is refused of each day, and what the audits find of all, is what a naive reading of the files finds."""
+    with tarfile.open(RETAIL) as archive:
+        for day in SHOP_DAYS:
+            archive.extract(f"by-day/{day}.csv", tmp_path, filter="data")
+    by = mapping.read(ROOT / "conf" / "mappings" / "online-retail.yaml")
+    kept: dict[str, set[tuple[str, ...]]] = {}
+    refused: Counter[str] = Counter()
+    for day in SHOP_DAYS:
+        file = tmp_path / "by-day" / f"{day}.csv"
+        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+        nulls = [row for row in rows if not row["CustomerID"]]
+        negative = [row for row in rows if row["CustomerID"] and int(row["Quantity"]) < 1]
+        found = load.load_files(own_spark, settings, file, by=by)
+        assert found.refused == {"missing_field": len(nulls), "out_of_range": len(negative)}
+        refused.update(found.refused)
+        good = [row for row in rows if row["CustomerID"] and int(row["Quantity"]) >= 1]
+        names = ("CustomerID", "InvoiceNo", "StockCode", "Quantity", "UnitPrice")
+        kept[day] = {tuple(row[name] for name in names) for row in good}
+    source = SOURCES["user_interactions"]
+
+    def read(table: str) -> DataFrame | None:
+        return lake.read(own_spark, table) if lake.current_snapshot(settings, table) else None
+
+    raw = lake.read(own_spark, source.raw_table)
+    now = datetime.now(UTC)
+    of_raw = audit(SUITES[source.raw_table], raw, read, [], now).measured
+    (today,) = of_raw.batches.values()
+    assert today.numbers["", "refused_pct"] == pytest.approx(100 * refused.total() / of_raw.rows)
+    of_letters = audit(SUITES["raw.dead_letters"], lake.read(own_spark, "raw.dead_letters"), read, [], now)
+    assert of_letters.measured.batches[WHOLE].histograms["reason"] == refused
+    curated = curate(source, raw, rows=of_raw.rows, snapshot_id=1)
+    found = audit(SUITE, curated.table(source.parts[0]), read, [], now)
+    curated.close()
+    assert found.report.blocking == ()
+    assert {day: batch.rows for day, batch in found.measured.batches.items()} == {
+        day: len(events) for day, events in kept.items()
+    }
 
 
 def offers(spark: SparkSession, factor: int = 1) -> DataFrame:

@@ -136,6 +136,22 @@ def test_silence_and_lateness_are_told_by_the_day_of_arrival() -> None:
         assert names(hold("t", judgement.against_history(SUITE, now, []))) == wanted
 
 
+def test_a_day_without_rows_is_missed_once_the_next_one_has_some() -> None:
+    days = {f"2024-03-{n:02}": found for n, found in enumerate(wavering(20), 1)}
+    arrived = {day: Batch(9, 9, {("", "silence_s"): 60.0, ("", "lag_s"): 5.0}, {}) for day in days}
+    begun = {"2024-03-21": Batch(0, 0, {("", "silence_s"): 60.0}, {}), "2024-03-22": arrived["2024-03-20"]}
+    now = Measured(0, 0, {}, {}, {}, days, "2024-03-20", arrived | begun)
+    found = hold("t", judgement.against_history(SUITE, now, []))
+    assert [(finding.expected.label, finding.expected.batch) for finding in found.broken] == [
+        ("rows", "2024-03-21")
+    ]
+    slow = {
+        day: batch._replace(numbers={("", "silence_s"): 60.0, ("", "lag_s"): 90_000.0})
+        for day, batch in arrived.items()
+    }
+    assert not hold("t", judgement.against_history(SUITE, now._replace(arrived=slow | begun), [])).broken
+
+
 HISTOGRAMS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 1_000), min_size=1)
 
 

@@ -386,6 +386,20 @@ def test_before_the_first_base(tmp_path: Any) -> None:
     assert client.get("/v1/pins/1/counts").json["hours"] == []
 
 
+def test_the_pages_of_audits_are_shown_and_nothing_beside_them(client: Client, home: Any) -> None:
+    folder = home[0].paths.reports / "quality"
+    client.get("/quality/index.html", 404)
+    folder.mkdir(parents=True)
+    (folder / "raw.pin_updates.html").write_text("<p>good</p>")
+    (folder / "raw.pin_updates.json").write_text("{}")
+    (folder.parent / "secret.html").write_text("no")
+    reply = client.get("/quality/raw.pin_updates.html")
+    assert (reply.body, reply.headers["content-type"]) == (b"<p>good</p>", "text/html; charset=utf-8")
+    for name in ("raw.pin_updates.json", "..%2Fsecret.html", "other.html", ".html"):
+        client.get(f"/quality/{name}", 404)
+    assert client.get("/quality", 307).headers["location"] == "/quality/index.html"
+
+
 def test_pages_and_openapi(client: Client) -> None:
     for page in ("/", "/docs"):
         reply = client.get(page)
