@@ -1,9 +1,9 @@
 """What quality costs: the audits of a whole build over the real input, in seconds and as a share of the build.
 
-The input is loaded, which is not timed; then `tidemark build` runs alone, once for a history and once to be measured.
-Its own report says how long each check took, the gates of the candidates among them; nothing of a build runs beside its
-checks. Then the declared part of one suite is held against the same table once by Great Expectations' own Spark engine
-and once as it is shipped, in turns, in one warm session.
+The input is loaded, which is not timed; then `tidemark build` runs alone. Its own report says how long each check took,
+the gates of the candidates among them; nothing of a build runs beside its checks. Then the declared part of one suite is
+held against the same table by Great Expectations' own Spark engine, and the whole suite as it is shipped, in turns, in
+one warm session.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ def main(given: Sequence[str]) -> int:
     with harness.place("quality", options.home) as settings:
         say("loading (not timed)")
         harness.tidemark(settings, "load", "complete-journey", "--fraction", f"{options.fraction:g}")
-        say("building, for a history (not timed)")
-        harness.tidemark(settings, "build")
         say("building")
         report = harness.tidemark(settings, "build")
         result = {"benchmark": "quality", **shares(report), **audits(settings), **engines(settings)}
