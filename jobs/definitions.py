@@ -27,7 +27,7 @@ from jobs.openlineage import lineage_sensor
 from jobs.schedules import automation, days_again, upkeep, whole_build
 from pipelines import settings
 from quality import gates
-from quality.checks import candidate_checks, curated_checks
+from quality.checks import all_checks
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -43,7 +43,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     built = [*raw_assets, *curated_assets, *model_assets, *feature_assets, *all_index_assets, *view_assets]
     return dg.Definitions(
         assets=[*freshness.expected([*stream_assets, *with_columns(built), *maintenance_assets]), *days],
-        asset_checks=[*curated_checks, *candidate_checks],
+        asset_checks=all_checks,
         jobs=[whole_build, days_again],
         sensors=[automation, upkeep, stream_lag, *told],
         resources={"platform": platform} | dict(resource_overrides or {}),

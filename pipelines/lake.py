@@ -422,6 +422,33 @@ OPS_LOADS = TableSpec(
     owner="ingest",
 )
 
+OPS_QUALITY = TableSpec(
+    name="ops.quality",
+    doc="a measure of a table at an audit, what it might be, and whether it was",
+    columns=(
+        Column("at", "timestamp", "when it was audited", "UTC"),
+        Column("table", "string", "which table"),
+        Column("snapshot_id", "bigint", "at which of its snapshots; null of what is not in the lake"),
+        Column("batch", "string", "day (ISO) of its rows, or all"),
+        Column("kind", "string", "what is wrong when it does not hold: nulls, volume, drift and so on"),
+        Column("field", "string", "which field or rule; empty of the batch itself"),
+        Column("measure", "string", "what was measured"),
+        Column("value", "double", "the measure; null of a type"),
+        Column("text", "string", "of a type, what was found"),
+        Column("least", "double", "the least that was allowed; null: no bound"),
+        Column("most", "double", "the greatest; null: no bound"),
+        Column("basis", "string", "where the bounds were from; null: there were none"),
+        Column("is_passed", "boolean", "whether it held; null where there were no bounds"),
+        Column("is_blocking", "boolean", "whether what is built of the table waits for it"),
+        Column("detail", "string", "in words"),
+        Column("histogram", "string", "of a divergence, rows by bin, as JSON"),
+    ),
+    owner="quality",
+    partitioned_by=("months(at)",),
+    sorted_by=("table", "at"),
+    retention_days=400,
+)
+
 TABLES: dict[str, TableSpec] = {
     spec.name: spec
     for spec in (
@@ -441,6 +468,7 @@ TABLES: dict[str, TableSpec] = {
         OPS_REPLAYS,
         OPS_LOADS,
         OPS_STORAGE,
+        OPS_QUALITY,
     )
 }
 """Every declared table by its name. (`index.<name>` follows from the index's own specification.)"""

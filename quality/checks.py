@@ -1,41 +1,150 @@
-"""Dagster's asset checks. They block: what comes after a curated table or a candidate base waits for them to pass.
+"""Dagster's asset checks: `expectations`, what is declared of a table's rows, and `history`, whether they are as usual.
 
-Belongs here: thin checks that call `expectations` and `gates`. No `from __future__ import annotations`: Dagster reads
+The former blocks: what comes after a curated or features table, or a candidate base, waits for it to pass. The latter
+warns. Belongs here: thin checks that call `audit` and `gates`. No `from __future__ import annotations`: Dagster reads
 the annotations of checks as they are.
 """
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
 import dagster as dg
 
+from assets.curated import curated_assets
+from assets.features import feature_assets
 from assets.index import version_row
 from assets.platform import Platform, key, record_version, reported_metadata
+from assets.raw import raw_assets
+from pipelines import lake
 from pipelines.indexing.base import read_manifest
 from pipelines.indexing.spec import IndexSpec
 from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES
-from quality import expectations, gates
+from pipelines.suites import SUITES, Suite, of_index
+from quality import audit, gates, history, pages
+from quality.expectations import Finding, Report, told
+from quality.judgement import DECLARED
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+SHOWN = 5
 
 
-def curated_check(table: str) -> dg.AssetChecksDefinition:
-    """The expectations of a curated table."""
+class Audited(NamedTuple):
+    """A report, and the snapshot that it is of."""
+
+    report: Report
+    snapshot_id: int
+
+    def declared(self, asset: dg.AssetKey, suite: Suite) -> dg.AssetCheckResult:
+        """Whether all that is declared holds."""
+        mine = [finding for finding in self.report.findings if finding.expected.basis == DECLARED]
+        severity = dg.AssetCheckSeverity.ERROR if suite.blocks else dg.AssetCheckSeverity.WARN
+        return self._result("expectations", asset, mine, severity)
+
+    def usual(self, asset: dg.AssetKey) -> dg.AssetCheckResult:
+        """Whether all is as it was before."""
+        mine = [finding for finding in self.report.findings if finding.expected.basis != DECLARED]
+        return self._result("history", asset, mine, dg.AssetCheckSeverity.WARN)
+
+    def _result(
+        self, name: str, asset: dg.AssetKey, findings: list[Finding], severity: dg.AssetCheckSeverity
+    ) -> dg.AssetCheckResult:
+        broken = [finding for finding in findings if finding.passed is False]
+        held = sum(finding.passed is True for finding in findings)
+        more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        return dg.AssetCheckResult(
+            asset_key=asset,
+            check_name=name,
+            passed=not broken,
+            severity=severity,
+            description=told(broken[:SHOWN]) + more if broken else f"{held} hold",
+            metadata={
+                "snapshot_id": str(self.snapshot_id),
+                "held": held,
+                "broken": dg.JsonMetadataValue([finding.words for finding in broken]),
+                "not_judged": len(findings) - held - len(broken),
+                "measures": dg.JsonMetadataValue({f.expected.name: f.expected.value for f in findings}),
+            },
+        )
+
+
+def audited(
+    context: dg.AssetCheckExecutionContext, platform: Platform, suite: Suite, exact_rows: int | None = None
+) -> Audited:
+    """Audit a table at the snapshot that its asset reported, note it, and renew its page."""
+    pinned = platform.read(context, suite.table)
+
+    def read(table: str) -> "DataFrame | None":
+        if lake.current_snapshot(platform.settings, table) is None:
+            return None
+        return platform.read(context, table).rows
+
+    noted = history.noted(platform.settings, suite.table)
+    before = history.audits(noted, but=pinned.snapshot.id)
+    found = audit.audit(suite, pinned.rows, read, before, datetime.now(UTC), exact_rows)
+    new = history.record(platform.spark, found, pinned.snapshot.id, noted)
+    pages.renew(platform.settings, suite.table, [*noted, *new])
+    return Audited(found.report, pinned.snapshot.id)
+
+
+def table_checks(suite: Suite) -> dg.AssetChecksDefinition:
+    """The checks of a table: what is declared of it, and its history; measured once for both."""
+    asset = key(suite.table)
+    needed = [key(table) for table in suite.references]
+
+    @dg.multi_asset_check(
+        name=f"{'__'.join(asset.path)}_expectations",
+        specs=[
+            dg.AssetCheckSpec(
+                "expectations",
+                asset=asset,
+                blocking=suite.blocks,
+                description=f"every row of {suite.table} is what its suite declares",
+                additional_deps=needed,
+            ),
+            dg.AssetCheckSpec(
+                "history",
+                asset=asset,
+                description=f"the newest rows of {suite.table} are like those before them",
+                additional_deps=needed,
+            ),
+        ],
+    )
+    def checks(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        found = audited(context, platform, suite)
+        # The one that may stop the run comes last.
+        yield found.usual(asset)
+        yield found.declared(asset, suite)
+
+    return checks
+
+
+def beside_check(asset: dg.AssetKey, suite: Suite) -> dg.AssetChecksDefinition:
+    """The checks of a table that is no asset, for a load or a stream writes it beside one that is."""
 
     @dg.asset_check(
-        asset=key(table),
-        name="expectations",
-        blocking=True,
-        description=f"every row of {table} is valid",
+        asset=asset,
+        name=suite.table.partition(".")[2],
+        description=f"{suite.table} is what its suite declares, and as it was before",
     )
     def check(
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> dg.AssetCheckResult:
-        pinned = platform.read(context, table)
-        report = expectations.run(table, expectations.CURATED[table](), pinned.rows)
+        if lake.current_snapshot(platform.settings, suite.table) is None:
+            return dg.AssetCheckResult(
+                passed=True, description="no such table yet", severity=dg.AssetCheckSeverity.WARN
+            )
+        found = audited(context, platform, suite)
         return dg.AssetCheckResult(
-            passed=report.passed,
-            description="; ".join(report.failed) or "all hold",
-            metadata={
-                "snapshot_id": str(pinned.snapshot.id),
-                "expectations": dg.JsonMetadataValue(report.findings),
-            },
+            passed=not found.report.broken,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=told(found.report.broken) or "all holds",
+            metadata={"snapshot_id": str(found.snapshot_id)},
         )
 
     return check
@@ -60,11 +169,9 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
         held = {finding.name: finding.description for finding in findings}
         if not failed or findings[0].passed:
             manifest = read_manifest(Versions(platform.settings.paths.indices, spec.name).path(version))
-            rows = platform.read(context, f"index.{spec.name}").rows
-            suite = expectations.index_rows(spec, manifest.counts["identities"])
-            report = expectations.run(f"index.{spec.name}", suite, rows)
-            held |= report.findings
-            failed += report.failed
+            report = audited(context, platform, of_index(spec), manifest.counts["identities"]).report
+            held |= {finding.expected.name: finding.words for finding in report.findings}
+            failed += [finding.words for finding in report.blocking]
             if failed:
                 record_version(platform, version_row(manifest, "refused", "; ".join(failed)))
         return dg.AssetCheckResult(
@@ -76,5 +183,11 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
     return check
 
 
-curated_checks = [curated_check(table) for table in expectations.CURATED]
+ASSETS = [key for asset in (*raw_assets, *curated_assets, *feature_assets) for key in sorted(asset.keys)]
+suite_checks = [table_checks(SUITES[".".join(asset.path)]) for asset in ASSETS]
+beside_checks = [
+    beside_check(key(lake.RAW_USER_INTERACTIONS.name), SUITES[spec.name])
+    for spec in (lake.RAW_DEAD_LETTERS, lake.RAW_HOUSEHOLDS)
+]
 candidate_checks = [candidate_check(spec) for spec in INDICES.values()]
+all_checks = [*suite_checks, *beside_checks, *candidate_checks]

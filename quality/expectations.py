@@ -1,158 +1,123 @@
-"""Great Expectations suites: what every row of a curated table, and of an index's rows, must be.
+"""Great Expectations: holds what was measured of a table against what is expected of it.
 
-Belongs here: suites and running them on a Spark DataFrame in a context that leaves nothing behind. Great Expectations
-takes seconds to import: it is imported when a suite runs, never when a code location loads.
+Belongs here: a suite of Great Expectations from measures and their bounds, and running it in a context that leaves
+nothing behind. It validates the measures (one row of numbers, which Spark computed in a few passes), not the rows: the
+reason and the times are in docs/adr/0011. Great Expectations takes seconds to import: it is imported when a suite
+runs, never when a code location loads.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from pipelines.contracts import ACTIONS
-from pipelines.indexing.spec import IndexSpec
+from quality.judgement import Expected, plain
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+_NO_SUCH_FIELD = "(no such field)"
 
-MAX_VERSION = 2**61 - 1
+
+class Finding(NamedTuple):
+    """What was expected, and whether it holds; None where there was nothing to hold it against yet."""
+
+    expected: Expected
+    passed: bool | None
+
+    @property
+    def words(self) -> str:
+        """For a person: what was measured, and what is allowed by what."""
+        one = self.expected
+        if one.kind == "types":
+            return one.detail
+        said = f"{one.name} is {plain(one.value)}"
+        if one.basis is not None:
+            said += f" ({_allowed(one)}, {one.basis})"
+        return f"{said}: {one.detail}" if one.detail else said
 
 
 class Report(NamedTuple):
-    """What a suite found: whether all held, and each expectation in words with what was observed."""
+    """What a suite found of a table."""
 
-    passed: bool
-    findings: dict[str, str]
-    failed: tuple[str, ...]
+    table: str
+    findings: tuple[Finding, ...]
 
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """What does not hold, what blocks first."""
+        broken = [finding for finding in self.findings if finding.passed is False]
+        return tuple(sorted(broken, key=lambda finding: not finding.expected.is_blocking))
 
-def user_interactions() -> list[Any]:
-    """Of `curated.user_interactions`."""
-    gx = _expectations()
-    live = {"row_condition": "is_deleted = false", "condition_parser": "spark"}
-    return [
-        *[
-            gx.ExpectColumnValuesToNotBeNull(column=name)
-            for name in ("user_id", "event_id", "is_deleted", "content_hash")
-        ],
-        gx.ExpectColumnValuesToBeBetween(column="version", min_value=1, max_value=MAX_VERSION),
-        *[
-            gx.ExpectColumnValuesToNotBeNull(column=name, **live)
-            for name in ("pin_id", "action", "event_time")
-        ],
-        gx.ExpectColumnDistinctValuesToBeInSet(column="action", value_set=list(ACTIONS)),
-        gx.ExpectColumnValuesToBeBetween(column="quantity", min_value=1),
-        gx.ExpectColumnValuesToBeBetween(column="value_usd_micros", min_value=0),
-        gx.ExpectCompoundColumnsToBeUnique(column_list=["user_id", "event_id"]),
-    ]
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """What does not hold, and what is built of the table waits for."""
+        return tuple(finding for finding in self.broken if finding.expected.is_blocking)
 
 
-def pins(family: str) -> list[Any]:
-    """Of `curated.pins_<family>`."""
-    gx = _expectations()
-    live = {"row_condition": "is_deleted = false", "condition_parser": "spark"}
-    return [
-        *[
-            gx.ExpectColumnValuesToNotBeNull(column=name)
-            for name in ("pin_id", "is_deleted", f"{family}_hash")
-        ],
-        gx.ExpectColumnValuesToBeBetween(column="version", min_value=1, max_value=MAX_VERSION),
-        gx.ExpectColumnValuesToNotBeNull(column=family, **live),
-        gx.ExpectColumnValuesToBeUnique(column="pin_id"),
-    ]
-
-
-CURATED: dict[str, Callable[[], list[Any]]] = {
-    "curated.user_interactions": user_interactions,
-    "curated.pins_catalogue": lambda: pins("catalogue"),
-    "curated.pins_offer": lambda: pins("offer"),
-}
-"""The suite of each curated table."""
-
-
-def index_rows(spec: IndexSpec, identities: int) -> list[Any]:
-    """Of the rows that a candidate base was built of; `identities` is how many the base says it has."""
-    gx = _expectations()
-    return [
-        *[
-            gx.ExpectColumnValuesToNotBeNull(column=name)
-            for name in ("identity_hash", "key_hash", "version_1", "is_deleted")
-        ],
-        gx.ExpectColumnDistinctValuesToBeInSet(
-            column="family", value_set=[family.name for family in spec.families]
-        ),
-        gx.ExpectColumnValuesToBeBetween(column="time_ms", min_value=0),
-        gx.ExpectTableRowCountToEqual(value=identities),
-    ]
-
-
-def run(name: str, expectations: list[Any], rows: DataFrame) -> Report:
-    """Hold rows against expectations.
+def hold(table: str, expected: Sequence[Expected]) -> Report:
+    """Hold measures against what is expected of them.
 
     Args:
-        name: Names the suite in what is logged.
-        expectations: Of one of the suites here.
-        rows: A Spark DataFrame; read several times.
+        table: Names the suite.
+        expected: Measures with their bounds; those without are passed on.
     """
+    judged = {number: one for number, one in enumerate(expected) if one.basis is not None}
+    passed = _validated(table, judged) if judged else {}
+    return Report(table, tuple(Finding(one, passed.get(number)) for number, one in enumerate(expected)))
+
+
+def _validated(table: str, judged: dict[int, Expected]) -> dict[int, bool]:
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
     import great_expectations as gx
+    import pandas as pd
 
     context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
+    measures = pd.DataFrame({one.name: [_shown(one)] for one in judged.values()})
     batch = (
-        context.data_sources.add_spark(name, persist=False)
-        .add_dataframe_asset(name)
+        context.data_sources.add_pandas(table)
+        .add_dataframe_asset(table)
         .add_batch_definition_whole_dataframe("all")
-        .get_batch({"dataframe": rows})
+        .get_batch({"dataframe": measures})
     )
-    for number, expectation in enumerate(expectations):
-        expectation.meta = {"number": number}  # results come in an order of their own
-    result = batch.validate(
-        gx.ExpectationSuite(name=name, expectations=expectations), result_format="BOOLEAN_ONLY"
+    suite = gx.ExpectationSuite(
+        name=table, expectations=[_expectation(number, one) for number, one in judged.items()]
     )
-    findings = {_words(one.expectation_config): "holds" for one in result.results}
-    broken = [
-        expectations[one.expectation_config.meta["number"]] for one in result.results if not one.success
-    ]
-    if broken:  # only then is it worth the time to see what was observed
-        again = batch.validate(
-            gx.ExpectationSuite(name=f"{name}-broken", expectations=broken), result_format="BASIC"
-        )
-        findings |= {
-            _words(one.expectation_config): f"does not hold: {_observed(one)}" for one in again.results
-        }
-    failed = tuple(what for what, said in findings.items() if said != "holds")
-    return Report(not failed and bool(result.success), findings, failed)
+    result = batch.validate(suite, result_format="BOOLEAN_ONLY")
+    # Results come in an order of their own.
+    return {one.expectation_config.meta["number"]: bool(one.success) for one in result.results}
 
 
-def _expectations() -> Any:
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+def _expectation(number: int, one: Expected) -> Any:
     import great_expectations.expectations as gxe
 
-    return gxe
-
-
-def _words(config: Any) -> str:
-    about = {k: v for k, v in config.kwargs.items() if k not in ("batch_id", "condition_parser")}
-    return f"{config.type.removeprefix('expect_')}({', '.join(f'{k}={v}' for k, v in about.items())})"
-
-
-def _observed(result: Any) -> str:
-    error = next(
-        (v.get("exception_message") for v in _exceptions(result) if v.get("exception_message")), None
-    )
-    if error:
-        return str(error)
-    seen = {
-        k: v
-        for k, v in (result.result or {}).items()
-        if k in ("observed_value", "unexpected_count", "partial_unexpected_list")
+    said: dict[str, Any] = {
+        "column": one.name,
+        "severity": "critical" if one.is_blocking else "warning",
+        "meta": {"number": number},
     }
-    return ", ".join(f"{k} {v}" for k, v in seen.items())
+    if one.kind == "types":
+        return gxe.ExpectColumnValuesToBeInSet(value_set=[one.type], **said)
+    return gxe.ExpectColumnValuesToBeBetween(min_value=one.least, max_value=one.most, **said)
 
 
-def _exceptions(result: Any) -> list[dict[str, Any]]:
-    info = result.exception_info or {}
-    return [info] if "exception_message" in info else [v for v in info.values() if isinstance(v, dict)]
+def _shown(one: Expected) -> float | str | None:
+    if one.kind != "types":
+        return one.value
+    return _NO_SUCH_FIELD if one.value is None else one.value
+
+
+def _allowed(one: Expected) -> str:
+    if one.least is None:
+        return f"at most {plain(one.most)}"
+    if one.most is None:
+        return f"at least {plain(one.least)}"
+    if one.least == one.most:
+        return f"must be {plain(one.least)}"
+    return f"from {plain(one.least)} to {plain(one.most)}"
+
+
+def told(findings: Iterable[Finding]) -> str:
+    """Findings in a line."""
+    return "; ".join(finding.words for finding in findings)

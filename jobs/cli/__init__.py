@@ -27,6 +27,7 @@ import jobs.cli.replays
 import jobs.cli.upkeep
 import jobs.cli.seeing
 import jobs.cli.exploring
+import jobs.cli.quality
 import jobs.cli.repair
 import jobs.cli.trying  # noqa: F401
 # isort: on

@@ -51,7 +51,7 @@ def user_vectors(interactions: DataFrame, vectors: pa.Table, parameters: fold_in
 
 
 def plan(interactions: DataFrame, vectors: DataFrame) -> DataFrame:
-    """The same as a plan that shows both inputs, to be looked at, not run: `user_vectors` hands the vectors over by hand.
+    """The same as a plan that shows both inputs, to be looked at, not run: `user_vectors` hands them over itself.
 
     Args:
         interactions: As `user_vectors` takes them.

@@ -235,8 +235,8 @@ def lineages(spark: SparkSession) -> dict[str, Lineage]:
 def test_every_column_of_every_curated_and_feature_table_has_an_answer(lineages: dict[str, Lineage]) -> None:
     specs = derived.specs()
     built = {name for name in specs if name.startswith(("curated.", "features."))}
-    assert built - lineages.keys() == {"features.user_item_strengths"}, "declared, and written by nothing"
-    for name in built & lineages.keys():
+    assert built <= lineages.keys()
+    for name in built:
         for column in specs[name].columns:
             sources = lineages[name].sources(column.name)
             assert sources, f"{name}.{column.name}"

@@ -79,7 +79,9 @@ def test_nothing_is_asked_for_behind_a_check_that_failed(instance: dg.DagsterIns
 def test_every_table_has_a_blocking_check_and_the_sensor_runs_by_itself() -> None:
     graph = defs.resolve_asset_graph()
     checked = {key.asset_key for key in graph.asset_check_keys if graph.get(key).blocking}
-    assert checked == {key for key in graph.get_all_asset_keys() if key.path[0] in ("curated", "base")}
+    assert checked == {
+        key for key in graph.get_all_asset_keys() if key.path[0] in ("curated", "features", "base")
+    }
     assert chosen("automation").resolve(graph) == BUILT
 
 

@@ -40,6 +40,7 @@ COMMANDS = [
     "account",
     "trace",
     "logs",
+    "quality",
     "undo",
     "doctor",
     "bench",

@@ -1,0 +1,230 @@
+"""An audit on real Spark: measures equal a naive count, what is wrong is named, and what is noted is read back."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from pipelines import lake
+from pipelines.curate import SOURCES, curate
+from pipelines.ingest import load, mapping
+from pipelines.settings import ROOT, Settings
+from pipelines.suites import SUITES
+from quality import history, pages
+from quality.audit import Audit, audit
+from quality.measures import WHOLE
+
+SUITE = SUITES["curated.user_interactions"]
+PINS = SUITES["curated.pins_offer"]
+RETAIL = ROOT.parent / "shared" / "data" / "online_retail" / "by-day.tar.gz"
+SHOP_DAYS = ("2010-12-01", "2010-12-02", "2010-12-10")
+START = datetime(2024, 3, 1, tzinfo=UTC)
+DAYS = 10
+COLUMNS = {column.name: column.type for column in lake.CURATED_USER_INTERACTIONS.columns}
+SCHEMA = ", ".join(f"`{name}` {kind}" for name, kind in COLUMNS.items())
+OFFERS = ", ".join(f"`{column.name}` {column.type}" for column in lake.CURATED_PINS_OFFER.columns)
+
+Row = dict[str, Any]
+
+
+def event(day: int, number: int, **changes: Any) -> Row:
+    at = START + timedelta(days=day, minutes=number)
+    return dict.fromkeys(COLUMNS) | {
+        "user_id": f"u{number % 7}",
+        "event_id": f"e{day}-{number}",
+        "pin_id": f"p{number % 5}",
+        "action": "view" if number % 3 else "click",
+        "event_time": at,
+        "version": 1,
+        "is_deleted": False,
+        "content_hash": 5,
+        "quantity": 1 + number % 4,
+        "value_usd_micros": 1_000_000 + number,
+        "topic_id": "t",
+        "partition": 0,
+        "offset": day * 1_000 + number,
+        "broker_time": at + timedelta(seconds=2),
+        **changes,
+    }
+
+
+def tombstone(day: int, number: int) -> Row:
+    nothing = dict.fromkeys(("pin_id", "action", "event_time", "quantity", "value_usd_micros"))
+    return event(day, number, event_id=f"dead{day}-{number}", is_deleted=True, **nothing)
+
+
+def week() -> list[Row]:
+    return [event(day, number) for day in range(DAYS) for number in range(40 + day % 3)] + [tombstone(3, 1)]
+
+
+def frame(spark: SparkSession, rows: list[Row]) -> DataFrame:
+    return spark.createDataFrame([tuple(row[name] for name in COLUMNS) for row in rows], SCHEMA)
+
+
+def audited(spark: SparkSession, rows: list[Row] | DataFrame, as_of: datetime | None = None) -> Audit:
+    known = spark.createDataFrame([(f"p{n}",) for n in range(5)], "pin_id string")
+    given = frame(spark, rows) if isinstance(rows, list) else rows
+    tables = {"curated.pins_catalogue": known}
+    return audit(SUITE, given, tables.get, [], as_of or START + timedelta(days=DAYS))
+
+
+def broken(found: Audit) -> set[str]:
+    return {finding.expected.label for finding in found.report.broken}
+
+
+def test_good_rows_pass_and_their_measures_are_what_a_naive_count_says(spark: SparkSession) -> None:
+    rows = week()
+    found = audited(spark, rows)
+    assert broken(found) == set()
+    assert found.measured.rows == len(rows) and found.measured.live == len(rows) - 1
+    assert found.measured.newest_closed == "2024-03-10"
+    for day in range(DAYS):
+        batch = found.measured.batches[f"2024-03-{day + 1:02}"]
+        mine = [row for row in rows if row["event_time"] and row["event_time"].day == day + 1]
+        assert batch.rows == batch.live == len(mine)
+        assert batch.histograms["action"] == Counter(row["action"] for row in mine)
+        assert batch.histograms["user_id"] == {"a9": len(mine)}
+        assert batch.numbers["quantity", "distinct"] == 4
+        assert batch.numbers["surface", "null_pct"] == 100
+        assert batch.numbers["pin_id", "orphan_pct"] == 0
+        middle = quantiles([row["value_usd_micros"] for row in mine], n=2)[0]
+        assert batch.numbers["value_usd_micros", "p50"] == pytest.approx(middle, abs=1)
+    judged = [finding for finding in found.report.findings if finding.passed is not None]
+    assert {finding.expected.kind for finding in judged} >= {"volume", "drift", "freshness", "lateness"}
+
+
+def test_what_is_wrong_anywhere_is_named_and_blocks(spark: SparkSession) -> None:
+    bad = [
+        event(1, 500, action="stare"),
+        event(2, 500, pin_id=None),
+        event(2, 501, version=0),
+        event(4, 500, quantity=-1),
+        event(5, 0),
+        event(5, 501, load_id="l"),
+    ]
+    found = audited(spark, [*week(), *bad])
+    assert {finding.expected.label for finding in found.report.blocking} == {
+        "action.unknown",
+        "pin_id.null",
+        "version.outside",
+        "quantity.outside",
+        "duplicates",
+        "has_one_source.broken",
+    }
+    said = {finding.expected.field: finding.words for finding in found.report.blocking}
+    assert said["quantity"] == ("quantity.outside is 1 (at most 0, declared): at least 1; found from -1 to 4")
+
+
+def test_a_column_that_is_gone_or_of_another_type_is_told_and_the_rest_is_judged(spark: SparkSession) -> None:
+    rows = frame(spark, [*week(), event(9, 500, version=0)])
+    rows = rows.withColumnRenamed("quantity", "quantities").withColumn(
+        "load_row", rows.load_row.cast("string")
+    )
+    found = audited(spark, rows.withColumnRenamed("is_deleted", "deleted"))
+    said = {finding.words for finding in found.report.blocking}
+    assert "there is no field quantity; the nearest is quantities" in said
+    assert "load_row is string; declared is bigint" in said
+    assert "version.outside" in broken(found)
+
+
+def test_a_day_unlike_the_others_warns_and_blocks_nothing(spark: SparkSession) -> None:
+    odd = [event(DAYS - 1, n, pin_id="px", value_usd_micros=100) for n in range(40)]
+    found = audited(
+        spark, [row for row in week() if row["event_time"] is None or row["event_time"].day < DAYS] + odd
+    )
+    assert found.report.blocking == ()
+    assert {"pin_id.orphan_pct", "value_usd_micros.p50", "value_usd_micros.divergence"} <= broken(found)
+
+
+def test_silence_is_told_at_the_same_time_of_the_day(spark: SparkSession) -> None:
+    assert broken(audited(spark, week(), START + timedelta(days=DAYS))) == set()
+    assert "silence_s" in broken(audited(spark, week(), START + timedelta(days=DAYS + 1)))
+
+
+def test_an_empty_table_holds(spark: SparkSession) -> None:
+    found = audited(spark, [])
+    assert found.measured.rows == 0
+    assert broken(found) == set()
+
+
+@pytest.mark.skipif(not RETAIL.exists(), reason=f"no {RETAIL}")
+def test_a_dirty_shop_day_by_day(own_spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    """What is refused of each day, and what the audits find of all, is what a naive reading of the files finds."""
+    with tarfile.open(RETAIL) as archive:
+        for day in SHOP_DAYS:
+            archive.extract(f"by-day/{day}.csv", tmp_path, filter="data")
+    by = mapping.read(ROOT / "conf" / "mappings" / "online-retail.yaml")
+    kept: dict[str, set[tuple[str, ...]]] = {}
+    refused: Counter[str] = Counter()
+    for day in SHOP_DAYS:
+        file = tmp_path / "by-day" / f"{day}.csv"
+        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+        nulls = [row for row in rows if not row["CustomerID"]]
+        negative = [row for row in rows if row["CustomerID"] and int(row["Quantity"]) < 1]
+        found = load.load_files(own_spark, settings, file, by=by)
+        assert found.refused == {"missing_field": len(nulls), "out_of_range": len(negative)}
+        refused.update(found.refused)
+        good = [row for row in rows if row["CustomerID"] and int(row["Quantity"]) >= 1]
+        names = ("CustomerID", "InvoiceNo", "StockCode", "Quantity", "UnitPrice")
+        kept[day] = {tuple(row[name] for name in names) for row in good}
+    source = SOURCES["user_interactions"]
+
+    def read(table: str) -> DataFrame | None:
+        return lake.read(own_spark, table) if lake.current_snapshot(settings, table) else None
+
+    raw = lake.read(own_spark, source.raw_table)
+    now = datetime.now(UTC)
+    of_raw = audit(SUITES[source.raw_table], raw, read, [], now).measured
+    (today,) = of_raw.batches.values()
+    assert today.numbers["", "refused_pct"] == pytest.approx(100 * refused.total() / of_raw.rows)
+    of_letters = audit(SUITES["raw.dead_letters"], lake.read(own_spark, "raw.dead_letters"), read, [], now)
+    assert of_letters.measured.batches[WHOLE].histograms["reason"] == refused
+    curated = curate(source, raw, rows=of_raw.rows, snapshot_id=1)
+    found = audit(SUITE, curated.table(source.parts[0]), read, [], now)
+    curated.close()
+    assert found.report.blocking == ()
+    assert {day: batch.rows for day, batch in found.measured.batches.items()} == {
+        day: len(events) for day, events in kept.items()
+    }
+
+
+def offers(spark: SparkSession, factor: int = 1) -> DataFrame:
+    rows = [
+        (f"p{n}", 1, None, False, (factor * (1_000_000 + 10_000 * n), True), 5, "t", 0, n, None, None, START)
+        for n in range(60)
+    ]
+    return spark.createDataFrame(rows, OFFERS)
+
+
+def test_audits_are_noted_read_back_and_judge_the_next_one(
+    own_spark: SparkSession, settings: Settings
+) -> None:
+    def one(rows: DataFrame, snapshot: int) -> Audit:
+        noted = history.noted(settings, PINS.table)
+        found = audit(PINS, rows, lambda table: None, history.audits(noted, but=snapshot), datetime.now(UTC))
+        new = history.record(own_spark, found, snapshot, noted)
+        pages.renew(settings, PINS.table, [*noted, *new])
+        return found
+
+    first = one(offers(own_spark), 1)
+    assert all(finding.expected.basis in (None, "declared") for finding in first.report.findings)
+    assert history.audits(history.noted(settings, PINS.table)) == [first.measured.batches[WHOLE]]
+    noted = history.noted(settings, PINS.table)
+    more = [row | {"snapshot_id": snapshot} for snapshot in range(2, 9) for row in noted]
+    found = audit(
+        PINS, offers(own_spark, 100), lambda table: None, history.audits([*noted, *more]), datetime.now(UTC)
+    )
+    assert "offer.price_usd_micros.p50" in broken(found)
+    new = history.record(own_spark, found, 9, noted)
+    page = pages.renew(settings, PINS.table, [*noted, *new]).read_text()
+    assert "not as usual" in page and "offer.price_usd_micros" in page
+    assert page == (pages.renew_all(settings).parent / f"{PINS.table}.html").read_text()
+    assert f'<a href="{PINS.table}.html">' in (settings.paths.reports / "quality" / "index.html").read_text()

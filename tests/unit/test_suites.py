@@ -1,0 +1,58 @@
+"""Suites: every table that an asset or a load writes has one, and each names only fields that its table declares."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.defects import defects
+from jobs.definitions import defs
+from pipelines import index_rows, lake
+from pipelines.indices import INDICES
+from pipelines.lake import Column
+from pipelines.suites import SUITES, Suite, derived, of_index
+
+OF_INDICES = [of_index(spec) for spec in INDICES.values()]
+
+
+def test_each_raw_curated_and_feature_table_has_a_suite_and_its_checks() -> None:
+    declared = {name for name in lake.TABLES if name.split(".")[0] in ("raw", "curated", "features")}
+    assert SUITES.keys() == declared
+    graph = defs.resolve_asset_graph()
+    assets = {key for key in graph.get_all_asset_keys() if ".".join(key.path) in SUITES}
+    checks = {(key.asset_key, key.name) for key in graph.asset_check_keys}
+    assert {(key, name) for key in assets for name in ("expectations", "history")} <= checks
+    beside = {"raw." + name for key, name in checks if name not in ("expectations", "history", "gate")}
+    assert {".".join(key.path) for key in assets} | beside == declared
+
+
+@pytest.mark.parametrize("suite", [*SUITES.values(), *OF_INDICES], ids=lambda suite: suite.table)
+def test_a_suite_names_only_what_its_table_declares(suite: Suite) -> None:
+    specs = {index_rows.table(spec).name: index_rows.table(spec) for spec in INDICES.values()} | lake.TABLES
+    names = {column.name for column in specs[suite.table].columns}
+    asked = {field.path.split(".")[0] for field in suite.fields} | set(suite.key)
+    assert asked | {name for name in (suite.day, suite.arrival) if name} <= names
+    for field in suite.fields:
+        if field.refers_to:
+            table, _, column = field.refers_to.rpartition(".")
+            assert column in {c.name for c in lake.TABLES[table].columns}
+
+
+def test_names_and_types_say_what_a_field_must_be() -> None:
+    columns = (
+        Column("price_usd_micros", "bigint", "d"),
+        Column("is_new", "boolean", "d"),
+        Column("at", "timestamp", "d"),
+    )
+    price, is_new, at = derived(lake.TableSpec("t.t", "d", columns, "o"))
+    assert (price.least, price.is_always_required) == (0, False)
+    assert is_new.is_always_required
+    assert at.least == 0 and at.most is not None and at.most < 4_200_000_000
+
+
+def test_the_benchmark_has_four_defects_of_each_of_ten_kinds() -> None:
+    kinds = [defect.kind for defect in defects(1)]
+    assert len(kinds) == 40
+    assert {kinds.count(kind) for kind in kinds} == {4}
+    for defect in defects(1):
+        paths = {field.path for field in SUITES[defect.table].fields}
+        assert all("." not in label or label.rpartition(".")[0] in paths for label in defect.wanted)
