@@ -149,7 +149,7 @@ def test_status_of_nothing_is_exit_code_1_and_names_every_process(settings: Sett
     assert found.returncode == 1
     said = json.loads(found.stdout)
     assert {p["name"]: p["state"] for p in said["processes"]} == dict.fromkeys(
-        ("broker", "collector", "streams", "serving", "dagster"), "stopped"
+        ("broker", "collector", "streams", "serving", "dagster", "trino"), "stopped"
     )
 
 
