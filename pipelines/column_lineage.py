@@ -312,8 +312,10 @@ def _relation(node: _Node, name: str | None) -> _Step:
 
 
 def _name(identifier: Mapping[str, Any]) -> str:
-    parts = [*(identifier.get("qualifier") or []), identifier["name"]]
-    return ".".join(parts).removeprefix("spark_catalog.").removeprefix(f"{CATALOG}.")
+    qualifier = identifier.get("qualifier") or ""
+    if isinstance(qualifier, str):  # as Scala writes a list: [lake, raw]
+        qualifier = [part for part in qualifier.strip("[]").split(", ") if part]
+    return ".".join([*qualifier, identifier["name"]]).removeprefix(f"{CATALOG}.")
 
 
 def _scope(steps: list[_Step]) -> dict[int, _Value]:

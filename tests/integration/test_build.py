@@ -12,12 +12,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dagster as dg
 import pytest
 from pyspark.sql import SparkSession
 
+from assets import columns
+from assets.platform import key, reported_metadata
 from jobs import build as building
+from jobs import definitions, openlineage
 from jobs.build import BuildReport, build
-from pipelines import lake, replay
+from pipelines import column_lineage, derived, lake, replay
 from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.base import open_base
 from pipelines.indexing.documents import DocumentsView
@@ -314,6 +318,36 @@ def test_what_happened_is_in_the_lake(world: World) -> None:
     assert {row["event"] for row in rows.collect()} == {"built", "published"}
     tags = world.spark.sql("SELECT name FROM lake.index.pins.refs WHERE type = 'TAG'").collect()
     assert f"base-{world.first.published['pins']}" in {row["name"] for row in tags}
+
+
+def test_every_table_says_where_its_columns_come_from(world: World) -> None:
+    """What the build told of the plans that it ran is what the same transforms say over empty tables."""
+    expected = derived.lineages(world.spark)
+    graph = definitions.defs.resolve_asset_graph()
+    with dg.DagsterInstance.from_config(str(world.settings.paths.dagster)) as instance:
+        for name, lineage in expected.items():
+            said = reported_metadata(instance, key(name))
+            assert column_lineage.from_json(said[columns.LINEAGE]) == lineage, name
+            by_column = said["dagster/column_lineage"].deps_by_column
+            assert set(by_column) == {column.name for column in derived.specs()[name].columns}
+            assert {dep.asset_key for deps in by_column.values() for dep in deps} <= graph.get(
+                key(name)
+            ).parent_keys
+        run = instance.get_run_by_id(world.first.run_id)
+        assert run is not None
+        told = openlineage.events(world.settings, run, instance.all_logs(run.run_id), graph)
+    assert {str(event.eventType.value) for event in told} == {"START", "COMPLETE"}
+    outputs = {
+        one.name: one.facets for event in told for one in event.outputs if event.eventType.value == "COMPLETE"
+    }
+    assert {
+        "lake.raw.pin_updates",
+        "lake.curated.pins_offer",
+        "models.pin_als",
+        "base.pins",
+    } <= outputs.keys()
+    traced = {name.removeprefix("lake.") for name, facets in outputs.items() if "columnLineage" in facets}
+    assert traced == expected.keys()
 
 
 def test_a_candidate_that_fails_its_gate_is_not_published(
