@@ -1,9 +1,9 @@
 """What quality costs: the audits of a whole build over the real input, in seconds and as a share of the build.
 
 The input is loaded, which is not timed; then `tidemark build` runs alone. Its own report says how long each check took,
-the gates of the candidates among them; nothing of a build runs beside its checks. Then the declared part of one suite
-is held against the same table by Great Expectations' own Spark engine, and the whole suite as it is shipped, in turns,
-in one warm session.
+the gates of the candidates among them; nothing of a build runs beside its checks. Then the declared part of a suite is
+held against its table by Great Expectations' own Spark engine, and the whole suite as it is shipped, in turns, in one
+warm session.
 """
 
 from __future__ import annotations

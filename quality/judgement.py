@@ -196,15 +196,20 @@ def _is_before(other: str, day: str) -> bool:
 
 
 def _skipped(measured: Measured) -> str | None:
-    """Yesterday, if nothing is there of it although rows come today, and usually come on their day."""
+    """Yesterday, if nothing is there of it although rows come today, and usually come on their day.
+
+    Not where the day a week before is empty too: a shop may be closed on Saturdays.
+    """
     if not measured.arrived:
         return None
     today = max(measured.arrived)
-    yesterday = (date.fromisoformat(today) - timedelta(days=1)).isoformat()
+    yesterday, week_before = (
+        (date.fromisoformat(today) - timedelta(days=days)).isoformat() for days in (1, 8)
+    )
     lags = [b.numbers["", "lag_s"] for b in measured.arrived.values() if ("", "lag_s") in b.numbers]
     comes_on_its_day = len(lags) >= MIN_HISTORY and float(np.median(lags)) < SOON_S
-    is_skipped = measured.arrived[today].rows > 0 and yesterday not in measured.batches
-    return yesterday if is_skipped and comes_on_its_day else None
+    is_empty = yesterday not in measured.batches and week_before in measured.batches
+    return yesterday if is_empty and comes_on_its_day and measured.arrived[today].rows else None
 
 
 def _compared(batch: str, now: Batch, past: Past, *, is_open: bool) -> Iterator[Expected]:

@@ -127,6 +127,12 @@ def test_an_error_with_json_is_json(settings: Settings) -> None:
     assert "pins" in error["remedy"]
 
 
+def test_where_nothing_was_audited_quality_says_what_audits(settings: Settings) -> None:
+    found = tidemark(settings, "quality", "raw.pin_updates", "--json")
+    assert found.returncode == 1
+    assert "`tidemark build` audits" in json.loads(found.stdout)["remedy"]
+
+
 def test_what_nobody_foresaw_is_a_sentence_and_its_trace_is_in_a_log(settings: Settings) -> None:
     settings.paths.run.mkdir(parents=True)
     controls.Controls(settings.paths.run).wanted_file.mkdir()
