@@ -50,8 +50,11 @@ def _vectors(platform: Platform, model_id: str | None) -> pa.Table:
     if model_id is None:
         kinds = {"pin_id": pa.string(), "vector": pa.list_(pa.float32()), "model_id": pa.string()}
         return pa.schema(list(kinds.items())).empty_table()
-    table, _ = registry.load(platform.settings, model_id)
-    return table.append_column("model_id", pa.array([model_id] * table.num_rows, pa.string()))
+    return _named(registry.load(platform.settings, model_id)[0], model_id)
+
+
+def _named(vectors: pa.Table, model_id: str) -> pa.Table:
+    return vectors.append_column("model_id", pa.array([model_id] * vectors.num_rows, pa.string()))
 
 
 @dg.asset(
@@ -67,20 +70,20 @@ def _vectors(platform: Platform, model_id: str | None) -> pa.Table:
 def user_vectors(
     context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> dg.MaterializeResult:
-    from pyspark.sql import functions as F
-
     from pipelines.recommend import als
     from pipelines.recommend import user_vectors as folding
 
     model_id = reported_metadata(context.instance, key(PIN_ALS)).get("model_id")
     spark, interactions = platform.spark, platform.read(context, INTERACTIONS)
     lake.ensure(spark, USER_VECTORS)
+    lake.ensure(spark, PIN_VECTORS)  # its schema is asked for below, and its asset may run after this one
     if model_id is None:
         rows, plan = spark.createDataFrame([], spark.table(USER_VECTORS.identifier).schema), None
     else:
         vectors, parameters = registry.load(platform.settings, model_id)
         rows = folding.user_vectors(als.live(interactions.rows), vectors, parameters)
-        named = spark.createDataFrame(vectors).withColumn("model_id", F.lit(model_id)).alias(PIN_ALS)
+        schema = spark.table(PIN_VECTORS.identifier).schema
+        named = spark.createDataFrame(_named(vectors, model_id), schema).alias(PIN_ALS)
         plan = folding.plan(als.live(interactions.rows), named)
     lake.overwrite(rows, USER_VECTORS, summary(interactions.cut, None) | {MODEL_ID: model_id or ""})
     said = columns.traced(plan, USER_VECTORS) if plan is not None else {}
