@@ -76,14 +76,12 @@ def user_vectors(
     model_id = reported_metadata(context.instance, key(PIN_ALS)).get("model_id")
     spark, interactions = platform.spark, platform.read(context, INTERACTIONS)
     lake.ensure(spark, USER_VECTORS)
-    lake.ensure(spark, PIN_VECTORS)  # its schema is asked for below, and its asset may run after this one
     if model_id is None:
         rows, plan = spark.createDataFrame([], spark.table(USER_VECTORS.identifier).schema), None
     else:
         vectors, parameters = registry.load(platform.settings, model_id)
         rows = folding.user_vectors(als.live(interactions.rows), vectors, parameters)
-        schema = spark.table(PIN_VECTORS.identifier).schema
-        named = spark.createDataFrame(_named(vectors, model_id), schema).alias(PIN_ALS)
+        named = spark.createDataFrame(_named(vectors, model_id)).alias(PIN_ALS)
         plan = folding.plan(als.live(interactions.rows), named)
     lake.overwrite(rows, USER_VECTORS, summary(interactions.cut, None) | {MODEL_ID: model_id or ""})
     said = columns.traced(plan, USER_VECTORS) if plan is not None else {}
