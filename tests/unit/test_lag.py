@@ -100,6 +100,13 @@ def test_every_look_is_an_observation_and_only_what_is_alive_is_fresh(
     fresh = [e.asset_key for e in second.asset_events if isinstance(e, dg.AssetMaterialization)]
     assert fresh == [streams.key("pin_updates")], "it went on"
     third = observed(settings, second.cursor)
+    versions = [
+        {e.asset_key: e.tags["dagster/data_version"] for e in tick.asset_events}
+        for tick in (first, second, third)
+    ]
+    assert versions[1] == versions[2] != versions[0], (
+        "what is built of a stream is out of date when it went on"
+    )
     assert not [e for e in third.asset_events if isinstance(e, dg.AssetMaterialization)]
 
 
