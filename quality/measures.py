@@ -100,10 +100,10 @@ def measure(suite: Suite, rows: DataFrame, read: Reader, as_of: datetime) -> Mea
     types = _types(rows.schema)
     missing = {f.path: found for f in suite.fields if (found := _missing(f, types)) is not None}
     fields = [f for f in suite.fields if f.path not in missing]
-    rules = [rule for rule in suite.rules if _can_be_asked(rows, rule.condition)]
-    is_live = suite.live if suite.live and _can_be_asked(rows, suite.live) else "true"
+    rules = [rule for rule in suite.rules if _can_be_asked(rows, rule.condition, missing)]
+    is_live = suite.live if suite.live and _can_be_asked(rows, suite.live, missing) else "true"
     marked = rows.withColumn("_live", F.expr(is_live))
-    has_days = suite.day in types
+    has_days = suite.day in types and suite.day not in missing
     day = F.to_date(_quoted(str(suite.day))) if has_days else F.lit(None).cast("date")
     totals = _totals(fields, rules, marked, types, F.when(day < F.lit(as_of.date()), day))
     counts = _counts(fields, rules, totals)
@@ -112,15 +112,15 @@ def measure(suite: Suite, rows: DataFrame, read: Reader, as_of: datetime) -> Mea
     batches: dict[str, Batch] = {}
     arrived: dict[str, Batch] = {}
     if totals["rows"]:
-        if not has_days:
+        if suite.day is None:
             batches = _batches(suite, fields, marked.withColumn("_batch", F.lit(WHOLE)), read, types, None)
-        else:
+        elif has_days:
             newest = totals["newest_closed"] or as_of.date()
             first = newest - timedelta(days=WINDOW_DAYS)
             window = marked.filter(F.col(_quoted(str(suite.day))) >= F.lit(_midnight(first)))
             window = window.withColumn("_batch", day.cast("string"))
             batches = _batches(suite, fields, window, read, types, first)
-        if has_days and suite.arrival in types:
+        if has_days and suite.arrival in types and suite.arrival not in missing:
             arrived = _arrivals(suite, marked, as_of)
     return Measured(
         rows=totals["rows"],
@@ -158,11 +158,13 @@ def _missing(field: Field, types: Mapping[str, str]) -> Missing | None:
     return None if field.type in (None, found) else Missing(found, None)
 
 
-def _can_be_asked(rows: DataFrame, condition: str) -> bool:
-    """Whether the rows have the columns that a condition names; one that is gone is told as `Missing`."""
+def _can_be_asked(rows: DataFrame, condition: str, missing: Mapping[str, Missing]) -> bool:
+    """Whether the rows have the columns that a condition names, as declared; what is not is told as `Missing`."""
     from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
 
+    if any(path in condition for path in missing):
+        return False
     try:
         rows.select(F.expr(condition))  # a filter would also find columns that were renamed
     except AnalysisException:
@@ -331,7 +333,7 @@ def _with_orphans(fields: list[Field], rows: DataFrame, read: Reader) -> tuple[D
             continue
         table, _, column = field.refers_to.rpartition(".")
         there = read(table)
-        if there is None:
+        if there is None or column not in there.columns:  # which its own audit tells
             continue
         name = f"_there_{len(found)}"
         known = there.select(F.col(column).alias(name)).distinct()

@@ -135,6 +135,16 @@ def test_a_column_that_is_gone_or_of_another_type_is_told_and_the_rest_is_judged
     assert "version.outside" in broken(found)
 
 
+def test_without_its_day_or_with_a_text_for_it_a_table_has_no_history_and_says_so(
+    spark: SparkSession,
+) -> None:
+    rows = frame(spark, week())
+    for other in (rows.drop("event_time"), rows.withColumn("event_time", rows.event_time.cast("string"))):
+        found = audited(spark, other)
+        assert {finding.expected.label for finding in found.report.blocking} == {"event_time.type"}
+        assert found.measured.batches == {}
+
+
 def test_a_day_unlike_the_others_warns_and_blocks_nothing(spark: SparkSession) -> None:
     odd = [event(DAYS - 1, n, pin_id="px", value_usd_micros=100) for n in range(40)]
     found = audited(
