@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ MAX_BROKER_TIME_MS = "tidemark.max_broker_time_ms"
 _OF_ONE_COMMIT = (STREAM, INCARNATION, EPOCH, LOAD_ID)
 _MIB = 2**20
 _ATTEMPTS = 6
+_DELETE_ATTEMPTS = 15  # each is a coin's toss where a table is compacted all the time
 _LOST_RACES = (
     "CommitFailedException",
     "CommitStateUnknownException",
@@ -641,14 +643,16 @@ def delete(spark: SparkSession, spec: TableSpec, condition: str) -> None:
 
     Where compaction replaced a file meanwhile, Iceberg refuses the commit: it is made again, of the new files.
     """
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_DELETE_ATTEMPTS):
         try:
             spark.sql(f"DELETE FROM {spec.identifier} WHERE {condition}")
             return
         except Exception as error:
-            if attempt == _ATTEMPTS - 1 or not is_lost_race(error):
+            if attempt == _DELETE_ATTEMPTS - 1 or not is_lost_race(error):
                 raise
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(
+                random.uniform(0, min(0.2 * 2**attempt, 3.0))
+            )  # not in step with whoever rewrites files
 
 
 def is_lost_race(error: Exception) -> bool:

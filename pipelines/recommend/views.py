@@ -47,7 +47,7 @@ INTERACTIONS_SCORED = View(
     examples=(
         "SELECT action, count(*) AS interactions, avg(score) AS mean_score FROM explore.interactions_scored"
         " GROUP BY action ORDER BY count(*) DESC, action",
-        "SELECT department, count(*) AS interactions, sum(value_usd_micros) / 1000000 AS usd"
+        "SELECT department, count(*) AS interactions, CAST(sum(value_usd_micros) AS double) / 1000000 AS usd"
         " FROM explore.interactions_scored GROUP BY department ORDER BY count(*) DESC, department LIMIT 10",
     ),
 )
