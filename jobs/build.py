@@ -267,7 +267,7 @@ class _Watch:
         }
         if state := ends.get(event.event_type):
             began = self._began.get(name)
-            why = _why(event) if state == "failed" else None
+            why = cause(event) if state == "failed" else None
             step = Step(name, state, None if began is None else round(entry.timestamp - began, 2), why)
             self.steps.append(step)
             self._report(step)
@@ -323,7 +323,8 @@ def _name(step_key: str) -> str:
     return step_key.replace("__", "/")
 
 
-def _why(event: dg.DagsterEvent) -> str:
+def cause(event: dg.DagsterEvent) -> str:
+    """What a step that failed says: what it raised for a person, else the first cause."""
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return str(data.user_failure_data.description)

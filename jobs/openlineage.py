@@ -42,6 +42,7 @@ from requests.exceptions import RequestException
 
 from assets import maintenance, streams
 from assets.columns import LINEAGE
+from jobs.build import cause
 from pipelines import column_lineage, derived
 from pipelines.column_lineage import OPAQUE, TRANSFORMATION, Dependency, Lineage
 from pipelines.contracts import CONTRACTS
@@ -104,7 +105,9 @@ def events(
         elif (state := _STATES.get(event.event_type)) is not None:
             keys = [key for key in planned[event.step_key] if key.path[0] != maintenance.GROUP]
             if keys:
-                step = _Step(run, event.step_key, keys, made[event.step_key], _why(event))
+                is_failure = event.event_type == dg.DagsterEventType.STEP_FAILURE
+                error = cause(event) if is_failure else None
+                step = _Step(run, event.step_key, keys, made[event.step_key], error)
                 found.append(_event(names, step, state, entry.timestamp, graph))
     return found
 
@@ -154,18 +157,6 @@ def _event(names: _Names, step: _Step, state: RunState, at: float, graph: BaseAs
         outputs=outputs,
         producer=PRODUCER,
     )
-
-
-def _why(event: dg.DagsterEvent) -> str | None:
-    if event.event_type != dg.DagsterEventType.STEP_FAILURE:
-        return None
-    data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return str(data.user_failure_data.description)
-    error = data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error.message.strip() if error is not None else "failed"
 
 
 # ------------------------------------------------------------------------------------------------ datasets
