@@ -5,6 +5,7 @@ tables and is not partitioned: see docs/adr/0008. What a day is, is in `pipeline
 """
 
 import datetime
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -12,8 +13,9 @@ import dagster as dg
 from assets import columns
 from assets.platform import RETRIES, Platform, described, final, key
 from pipelines import backfill, lake
-from pipelines.backfill import Changes, Days, Rebuilt
+from pipelines.backfill import Changes, Days
 from pipelines.curate import SOURCES, Part, Source
+from pipelines.lake import Snapshot
 
 GROUP = "backfill"
 
@@ -21,6 +23,12 @@ GROUP = "backfill"
 def day_partitions(first_day: datetime.date) -> dg.DailyPartitionsDefinition:
     """Days from the first one on, today included."""
     return dg.DailyPartitionsDefinition(start_date=first_day.isoformat(), end_offset=1)
+
+
+def days_key(table: str) -> dg.AssetKey:
+    """The asset key of the days of a table: `curated_days/user_interactions`."""
+    namespace, name = table.split(".")
+    return dg.AssetKey([f"{namespace}_days", name])
 
 
 def backfill_assets(first_day: datetime.date) -> list[dg.AssetsDefinition]:
@@ -31,10 +39,8 @@ def backfill_assets(first_day: datetime.date) -> list[dg.AssetsDefinition]:
 
 
 def _event_days(partitions: dg.DailyPartitionsDefinition, source: Source, part: Part) -> dg.AssetsDefinition:
-    name = part.table.split(".")[1]
-
     @dg.asset(
-        key=["curated_days", name],
+        key=days_key(part.table),
         deps=[key(source.raw_table)],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -51,10 +57,11 @@ def _event_days(partitions: dg.DailyPartitionsDefinition, source: Source, part: 
         days = _days(context)
         rebuilt = backfill.event_days(platform.spark, platform.settings, source, part, days)
         traced = columns.traced(rebuilt.rows, rebuilt.spec)
-        changed = _written(platform, rebuilt, source.identity, part.columns)
-        written = {**described(platform.newest(part.table)), **traced}
-        context.log_event(dg.AssetMaterialization(key(part.table), metadata=written))
-        return dg.MaterializeResult(metadata=_told(changed, platform))
+        with closing(rebuilt):
+            changed = backfill.changes(rebuilt, rebuilt.before(platform.spark), source.identity, part.columns)
+            staged = rebuilt.stage()
+        context.log_event(dg.AssetMaterialization(key(part.table), metadata={**described(staged), **traced}))
+        return dg.MaterializeResult(metadata=_told(changed, staged))
 
     return event_days
 
@@ -63,7 +70,7 @@ def _letter_days(partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinitio
     spec = lake.RAW_DEAD_LETTERS
 
     @dg.asset(
-        key=["raw_days", "dead_letters"],
+        key=days_key(spec.name),
         deps=[key(source.raw_table) for source in SOURCES.values()],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -78,31 +85,23 @@ def _letter_days(partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinitio
         context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> dg.MaterializeResult:
         rebuilt = backfill.letter_days(platform.spark, platform.settings, _days(context))
-        changed = _written(platform, rebuilt, backfill.PLACE, ("reason", "detail"))
-        return dg.MaterializeResult(metadata=_told(changed, platform))
+        with closing(rebuilt):
+            before = rebuilt.before(platform.spark)
+            changed = backfill.changes(rebuilt, before, backfill.PLACE, ("reason", "detail"))
+            rebuilt.write()
+        return dg.MaterializeResult(metadata=_told(changed, platform.newest(spec.name)))
 
     return letter_days
 
 
-def _written(
-    platform: Platform, rebuilt: Rebuilt, identity: tuple[str, ...], columns: tuple[str, ...]
-) -> Changes:
-    try:
-        changed = backfill.changes(rebuilt, rebuilt.before(platform.spark), identity, columns)
-        rebuilt.write()
-        return changed
-    finally:
-        rebuilt.close()
-
-
-def _told(changed: Changes, platform: Platform) -> dict[str, Any]:
+def _told(changed: Changes, written: Snapshot) -> dict[str, Any]:
     return {
         "rows": changed.rows,
         "added": changed.added,
         "removed": changed.removed,
         "changed": changed.changed,
         "changes": dg.JsonMetadataValue(changed.to_json()),
-        "snapshot_id": str(platform.newest(changed.table).id),
+        "snapshot_id": str(written.id),
     }
 
 

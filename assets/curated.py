@@ -6,7 +6,7 @@ import dagster as dg
 
 from assets import columns
 from assets.platform import AFTER_UPSTREAM, RETRIES, Pinned, Platform, described, final, key, summary
-from pipelines import lake
+from pipelines import lake, staging
 from pipelines.curate import SOURCES, Account, Source, account_row, curate
 from pipelines.ingest import evolution
 
@@ -50,8 +50,8 @@ def _written(source: Source, raw: Pinned, platform: Platform) -> list[dg.Materia
         evolution.grow(platform.settings, spec, source.contract)
         lake.ensure(platform.spark, spec)
         rows = result.table(part)
-        lake.overwrite(rows, spec, summary(cut, result.max_broker_time_ms))
-        metadata = {**described(platform.newest(spec.name)), **columns.traced(rows, spec), "account": account}
+        staged = staging.overwrite(platform.settings, rows, spec, summary(cut, result.max_broker_time_ms))
+        metadata = {**described(staged), **columns.traced(rows, spec), "account": account}
         written.append(dg.MaterializeResult(asset_key=key(spec.name), metadata=metadata))
     result.close()
     record_account(platform, result.account)

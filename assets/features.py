@@ -15,7 +15,7 @@ from assets.platform import (
     reported_metadata,
     summary,
 )
-from pipelines import lake
+from pipelines import lake, staging
 from pipelines.index_rows import MODEL_ID
 from pipelines.recommend import registry
 
@@ -41,8 +41,8 @@ def pin_vectors(
     schema = platform.spark.table(PIN_VECTORS.identifier).schema
     said = summary(platform.read(context, INTERACTIONS).cut, None) | {MODEL_ID: model_id or ""}
     rows = platform.spark.createDataFrame(vectors, schema).alias(PIN_ALS)
-    lake.overwrite(rows, PIN_VECTORS, said)
-    written = {**described(platform.newest(PIN_VECTORS.name)), **columns.traced(rows, PIN_VECTORS)}
+    staged = staging.overwrite(platform.settings, rows, PIN_VECTORS, said)
+    written = {**described(staged), **columns.traced(rows, PIN_VECTORS)}
     return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
 
 
@@ -83,9 +83,10 @@ def user_vectors(
         rows = folding.user_vectors(als.live(interactions.rows), vectors, parameters)
         named = spark.createDataFrame(_named(vectors, model_id)).alias(PIN_ALS)
         plan = folding.plan(als.live(interactions.rows), named)
-    lake.overwrite(rows, USER_VECTORS, summary(interactions.cut, None) | {MODEL_ID: model_id or ""})
+    stands_on = summary(interactions.cut, None) | {MODEL_ID: model_id or ""}
+    staged = staging.overwrite(platform.settings, rows, USER_VECTORS, stands_on)
     said = columns.traced(plan, USER_VECTORS) if plan is not None else {}
-    written = {**described(platform.newest(USER_VECTORS.name)), **said}
+    written = {**described(staged), **said}
     return dg.MaterializeResult(metadata={**written, "model_id": model_id or "none"})
 
 

@@ -20,7 +20,7 @@ from assets.platform import (
     record_version,
     reported_metadata,
 )
-from pipelines import index_rows, lake
+from pipelines import index_rows, lake, staging
 from pipelines.errors import TidemarkError
 from pipelines.indexing import lineages
 from pipelines.indexing.base import Manifest, read_manifest
@@ -57,8 +57,7 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         stands_on = index_rows.standing(spec, {name: source.snapshot for name, source in sources.items()})
         lake.reshape(platform.spark, table)
         facts = index_rows.rows(spec, lambda name: (sources.get(name) or platform.read(context, name)).rows)
-        lake.overwrite(facts, table, stands_on.summary())
-        written = described(platform.newest(table.name))
+        written = described(staging.overwrite(platform.settings, facts, table, stands_on.summary()))
         return dg.MaterializeResult(metadata={**written, **columns.traced(facts, table)})
 
     @dg.asset(
@@ -72,7 +71,7 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
     )
     @final
     def base(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
-        facts = platform.read(context, table.name)
+        facts = platform.read_staged(context, table.name)
         stands_on = index_rows.standing_of(facts.snapshot)
         versions = Versions(platform.settings.paths.indices, spec.name)
         version = versions.new_version(lineage(spec))

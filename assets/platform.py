@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import dagster as dg
 
-from pipelines import lake
+from pipelines import lake, staging
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import EMPTY, Position, from_text
 from pipelines.indexing.spec import IndexSpec
@@ -74,12 +74,21 @@ class Platform:
         return session(self.settings, "tidemark build")
 
     def read(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, table: str) -> "Pinned":
-        """A table at the snapshot that its asset reported last."""
+        """A table at the snapshot that its asset reported last, or at the newest that readers see."""
         snapshot = pinned(context.instance, self.settings, table)
         return Pinned(table, snapshot, lake.read(self.spark, table, snapshot.id))
 
+    def read_staged(
+        self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, table: str
+    ) -> "Pinned":
+        """As `read`; a snapshot that its asset staged and that is not published yet too."""
+        staged = staging.snapshot(self.settings, table)
+        if staged is None or str(staged.id) != _reported_snapshot(context.instance, table):
+            return self.read(context, table)
+        return Pinned(table, staged, lake.read(self.spark, table, staged.id))
+
     def newest(self, table: str) -> Snapshot:
-        """The snapshot that was just written."""
+        """The newest snapshot that readers see."""
         snapshot = lake.current_snapshot(self.settings, table)
         if snapshot is None:
             raise lake.LakeError(
@@ -111,14 +120,14 @@ def key(table: str) -> dg.AssetKey:
 
 
 def pinned(instance: dg.DagsterInstance, settings: Settings, table: str) -> Snapshot:
-    """The snapshot that the table's asset reported last; the newest one where it reported none that is still there.
+    """The snapshot that the table's asset reported last; the newest one where it reported none that readers see.
 
     Raises:
         LakeError: The table has no snapshot at all.
     """
-    reported = reported_metadata(instance, key(table)).get("snapshot_id")
+    reported = _reported_snapshot(instance, table)
     for snapshot in lake.ancestors(settings, table):
-        if reported is None or str(snapshot.id) == str(reported):
+        if reported is None or str(snapshot.id) == reported:
             return snapshot
     newest = lake.current_snapshot(settings, table)
     if newest is None:
@@ -126,6 +135,11 @@ def pinned(instance: dg.DagsterInstance, settings: Settings, table: str) -> Snap
             "the table has no rows yet", where=table, remedy="materialize the assets before it"
         )
     return newest
+
+
+def _reported_snapshot(instance: dg.DagsterInstance, table: str) -> str | None:
+    found = reported_metadata(instance, key(table)).get("snapshot_id")
+    return None if found is None else str(found)
 
 
 def reported_metadata(instance: dg.DagsterInstance, asset_key: dg.AssetKey) -> Mapping[str, Any]:

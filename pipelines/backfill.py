@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines import lake
+from pipelines import lake, staging
 from pipelines.contracts import CONTRACTS, PROVENANCE, Contract, frames
 from pipelines.curate import Part, Source, judge
 from pipelines.errors import TidemarkError
@@ -122,9 +123,23 @@ class Rebuilt(NamedTuple):
         Raises:
             BackfillError: Another commit changed these days meanwhile; nothing was written.
         """
-        said = lake.standing(lake.ancestors(self.settings, self.spec.name, self.replaced.id))
+        with self._told():
+            lake.overwrite_where(self.rows, self.spec, self.where, self._said(), since=self.replaced.id)
+
+    def stage(self) -> lake.Snapshot:
+        """As `write`, on the branch: readers see it once it is published."""
+        with self._told():
+            return staging.overwrite_where(
+                self.settings, self.rows, self.spec, self.where, self._said(), since=self.replaced.id
+            )
+
+    def _said(self) -> dict[str, str]:
+        return lake.standing(lake.ancestors(self.settings, self.spec.name, self.replaced.id))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            lake.overwrite_where(self.rows, self.spec, self.where, said, since=self.replaced.id)
+            yield
         except lake.Conflict as error:
             raise BackfillError(
                 f"another commit changed these days meanwhile: {error.what}",

@@ -594,15 +594,23 @@ def append(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None = N
     _writer(df, spec, summary).append()
 
 
-def overwrite(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None = None) -> None:
-    """Replace all rows in one commit: a reader sees the old ones or the new ones."""
+def overwrite(
+    df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None = None, branch: str | None = None
+) -> None:
+    """Replace all rows in one commit, of the table or of a branch: a reader sees the old ones or the new ones."""
     from pyspark.sql import functions as F
 
-    _writer(df, spec, summary).overwrite(F.lit(True))
+    _writer(df, spec, summary, branch).overwrite(F.lit(True))
 
 
 def overwrite_where(
-    df: DataFrame, spec: TableSpec, condition: str, summary: Mapping[str, str], *, since: int
+    df: DataFrame,
+    spec: TableSpec,
+    condition: str,
+    summary: Mapping[str, str],
+    *,
+    since: int,
+    branch: str | None = None,
 ) -> None:
     """Replace the rows that a condition in Spark SQL names, in one commit.
 
@@ -612,13 +620,14 @@ def overwrite_where(
         condition: Names whole partitions.
         summary: Properties of the commit.
         since: The snapshot at which the rows were read.
+        branch: Of the table, where it is not the table itself that is written.
 
     Raises:
         Conflict: A commit after `since` changed rows that the condition names; nothing was written.
     """
     from pyspark.sql import functions as F
 
-    writer = _writer(df, spec, summary).option("isolation-level", "serializable")
+    writer = _writer(df, spec, summary, branch).option("isolation-level", "serializable")
     try:
         writer.option("validate-from-snapshot-id", str(since)).overwrite(F.expr(condition))
     except Exception as error:  # py4j's error holds Iceberg's
@@ -631,8 +640,11 @@ def overwrite_where(
         ) from error
 
 
-def _writer(df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None):  # type: ignore[no-untyped-def]
-    writer = df.select(*[f"`{column.name}`" for column in spec.columns]).writeTo(spec.identifier)
+def _writer(  # type: ignore[no-untyped-def]
+    df: DataFrame, spec: TableSpec, summary: Mapping[str, str] | None, branch: str | None = None
+):
+    target = spec.identifier if branch is None else f"{spec.identifier}.branch_{branch}"
+    writer = df.select(*[f"`{column.name}`" for column in spec.columns]).writeTo(target)
     for name, value in (summary or {}).items():
         writer = writer.option(f"snapshot-property.{name}", value)
     return writer

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
+from assets.backfill import days_key
 from assets.curated import curated_assets
 from assets.features import feature_assets
 from assets.index import version_row
-from assets.platform import Platform, key, record_version, reported_metadata
+from assets.platform import Platform, final, key, record_version, reported_metadata
 from assets.raw import raw_assets
-from pipelines import lake
+from pipelines import lake, staging
+from pipelines.backfill import by_event_day
+from pipelines.curate import SOURCES
 from pipelines.indexing.base import read_manifest
 from pipelines.indexing.spec import IndexSpec
 from pipelines.indexing.versions import Versions
@@ -74,13 +77,14 @@ class Audited(NamedTuple):
 def audited(
     context: dg.AssetCheckExecutionContext, platform: Platform, suite: Suite, exact_rows: int | None = None
 ) -> Audited:
-    """Audit a table at the snapshot that its asset reported, note it, and renew its page."""
-    pinned = platform.read(context, suite.table)
+    """Audit a table at the snapshot that its asset reported, staged or published, note it, and renew its page."""
+    pinned = platform.read_staged(context, suite.table)
 
     def read(table: str) -> "DataFrame | None":
-        if lake.current_snapshot(platform.settings, table) is None:
-            return None
-        return platform.read(context, table).rows
+        is_there = lake.current_snapshot(platform.settings, table) or staging.snapshot(
+            platform.settings, table
+        )
+        return platform.read_staged(context, table).rows if is_there else None
 
     noted = history.noted(platform.settings, suite.table)
     before = history.audits(noted, but=pinned.snapshot.id)
@@ -90,9 +94,18 @@ def audited(
     return Audited(found.report, pinned.snapshot.id)
 
 
-def table_checks(suite: Suite) -> dg.AssetChecksDefinition:
-    """The checks of a table: what is declared of it, and its history; measured once for both."""
-    asset = key(suite.table)
+@final
+def publish(platform: Platform, suite: Suite, passed: Audited) -> None:
+    """Let readers see what was audited."""
+    staging.publish(platform.settings, suite.table, passed.snapshot_id)
+
+
+def table_checks(suite: Suite, asset: dg.AssetKey) -> dg.AssetChecksDefinition:
+    """The checks of what an asset writes to a table: what is declared of it, and its history; measured once for both.
+
+    What holds all that is declared is published here. What does not stays on its branch; once the suite is mended, the
+    check alone, run again, publishes it.
+    """
     needed = [key(table) for table in suite.references]
 
     @dg.multi_asset_check(
@@ -117,6 +130,8 @@ def table_checks(suite: Suite) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> Iterator[dg.AssetCheckResult]:
         found = audited(context, platform, suite)
+        if suite.blocks and not found.report.blocking:
+            publish(platform, suite, found)
         # The one that may stop the run comes last.
         yield found.usual(asset)
         yield found.declared(asset, suite)
@@ -169,11 +184,14 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
         held = {finding.name: finding.description for finding in findings}
         if not failed or findings[0].passed:
             manifest = read_manifest(Versions(platform.settings.paths.indices, spec.name).path(version))
-            report = audited(context, platform, of_index(spec), manifest.counts["identities"]).report
-            held |= {finding.expected.name: finding.words for finding in report.findings}
-            failed += [finding.words for finding in report.blocking]
+            suite = of_index(spec)
+            found = audited(context, platform, suite, manifest.counts["identities"])
+            held |= {finding.expected.name: finding.words for finding in found.report.findings}
+            failed += [finding.words for finding in found.report.blocking]
             if failed:
                 record_version(platform, version_row(manifest, "refused", "; ".join(failed)))
+            else:
+                publish(platform, suite, found)
         return dg.AssetCheckResult(
             passed=not failed,
             description="; ".join(failed) or "all passed",
@@ -184,10 +202,15 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
 
 
 ASSETS = [key for asset in (*raw_assets, *curated_assets, *feature_assets) for key in sorted(asset.keys)]
-suite_checks = [table_checks(SUITES[".".join(asset.path)]) for asset in ASSETS]
+suite_checks = [table_checks(SUITES[".".join(asset.path)], asset) for asset in ASSETS]
+days_checks = [
+    table_checks(SUITES[part.table], days_key(part.table))
+    for source in SOURCES.values()
+    for part in by_event_day(source)
+]
 beside_checks = [
     beside_check(key(lake.RAW_USER_INTERACTIONS.name), SUITES[spec.name])
     for spec in (lake.RAW_DEAD_LETTERS, lake.RAW_HOUSEHOLDS)
 ]
 candidate_checks = [candidate_check(spec) for spec in INDICES.values()]
-all_checks = [*suite_checks, *beside_checks, *candidate_checks]
+all_checks = [*suite_checks, *days_checks, *beside_checks, *candidate_checks]

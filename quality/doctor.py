@@ -15,7 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.table import Table
 
-from pipelines import lake
+from pipelines import lake, staging
 from pipelines.contracts import PROVENANCE, RECORD, contract_of, decode_table
 from pipelines.curate import FATES, SOURCES, Source
 from pipelines.errors import TidemarkError
@@ -506,6 +506,14 @@ def _tags(home: Home) -> Iterator[Found]:
             yield WARNING, name, what, "`tidemark maintain`"
 
 
+def _staged(home: Home) -> Iterator[Found]:
+    for name in sorted(_table_names(home)):
+        if (staged := staging.snapshot(home.settings, name)) is not None:
+            at = datetime.fromtimestamp(staged.committed_at_ms / 1000, UTC).isoformat(timespec="seconds")
+            what = f"{staged.rows} rows staged at {at} are not published: refused, or a build is under way"
+            yield WARNING, name, what, f"`tidemark quality {name}` says why; `tidemark build` stages anew"
+
+
 # ------------------------------------------------------------------------------------------------ delta
 
 
@@ -856,6 +864,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "raw": ("every offset is there once, up to the position; every load has its rows", _raw),
     "dead letters": ("each is of a record that raw has, once", _letters),
     "curated": ("nothing that raw lacks; the accounts add up", _curated),
+    "staged": ("all that was written is seen by readers", _staged),
     "bases": ("files, sources, tags, cuts and pointers are right", _bases),
     "delta": ("every epoch can be read and follows the one before; the served base is in reach", _delta),
     "ops.epochs": ("each epoch is copied once", _ops_epochs),

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from assets import columns
-from assets.platform import key, reported_metadata
+from assets.platform import Platform, key, reported_metadata
 from jobs import build as building
 from jobs import definitions, openlineage
 from jobs.build import BuildReport, build
-from pipelines import column_lineage, derived, lake, replay
+from pipelines import column_lineage, curate, derived, lake, replay, staging
 from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.base import open_base
 from pipelines.indexing.documents import DocumentsView
@@ -34,6 +34,9 @@ from pipelines.indices import INDICES
 from pipelines.ingest import load
 from pipelines.recommend import registry
 from pipelines.settings import ROOT, Settings
+from pipelines.suites import SUITES
+from quality import gates
+from quality.checks import table_checks
 from tests.conftest import small_settings
 
 pytestmark = pytest.mark.timeout(1800)  # a build of everything, four times over
@@ -353,8 +356,6 @@ def test_every_table_says_where_its_columns_come_from(world: World) -> None:
 def test_a_candidate_that_fails_its_gate_is_not_published(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quality import gates
-
     monkeypatch.setattr(gates, "MIN_PRESENCE_PCT", 10_000)
     before = pointers(world.settings)
     report = build(world.settings, indices=["pins"])
@@ -374,6 +375,45 @@ def test_a_candidate_that_fails_its_gate_is_not_published(
     assert row is not None
     assert "presence_covers_offer" in row["reason"]
     require_answers(world.settings, world.events, world.updates)
+
+
+def test_what_its_suite_refuses_is_staged_and_never_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the code that curates. If the suite is what was wrong, its check alone lets readers see the rows."""
+    curated, table = curate.Curated.table, "curated.user_interactions"
+
+    def faulty(result: curate.Curated, part: curate.Part) -> DataFrame:
+        rows = curated(result, part)
+        return rows.withColumn("quantity", -rows.quantity) if part.table == table else rows
+
+    def negative(version: str = "") -> int:
+        return world.spark.sql(f"SELECT * FROM lake.{table} {version} WHERE quantity < 0").count()
+
+    monkeypatch.setattr(curate.Curated, "table", faulty)
+    before, seen = pointers(world.settings), lake.current_snapshot(world.settings, table)
+    report = build(world.settings)
+    assert set(report.failed_checks) == {f"{table.replace('.', '/')}:expectations"}
+    assert "quantity" in str(report.problem())
+    assert not report.built
+    assert pointers(world.settings) == before
+    assert lake.current_snapshot(world.settings, table) == seen
+    staged = staging.snapshot(world.settings, table)
+    assert staged is not None
+    assert (negative(), negative("VERSION AS OF 'staged'")) == (0, staged.rows - 3)
+    assert staging.snapshot(world.settings, "curated.pins_offer") is None
+    require_answers(world.settings, world.events, world.updates)
+
+    suite = SUITES[table]
+    mended = suite._replace(fields=tuple(f._replace(least=None) for f in suite.fields))
+    defs = dg.Definitions(
+        asset_checks=[table_checks(mended, dg.AssetKey(table.split(".")))],
+        resources={"platform": Platform(lambda: world.settings, gates.examine)},
+    )
+    with dg.DagsterInstance.get() as instance:
+        assert defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance).success
+    assert lake.current_snapshot(world.settings, table) == staged
+    assert negative() == staged.rows - 3
 
 
 def test_the_next_build_has_what_came_since(world: World) -> None:

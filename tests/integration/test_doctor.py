@@ -27,7 +27,7 @@ from jobs.build import build
 from jobs.cli import repair
 from jobs.cli.shared import app
 from jobs.epochs import MarkerCopy
-from pipelines import lake
+from pipelines import lake, staging
 from pipelines.contracts import CONTRACTS, USER_INTERACTIONS
 from pipelines.indexing import streaming
 from pipelines.indexing.position import Position
@@ -303,6 +303,14 @@ def test_a_curated_table_that_lacks_a_row(world: World) -> None:
     world.table(OFFER).delete(EqualTo("pin_id", "p3"))  # type: ignore[call-arg,arg-type]
     assert world.found() == {}
     assert world.found(is_deep=True) == {"curated": ERR}
+
+
+def test_rows_that_were_staged_and_not_published(world: World) -> None:
+    table = world.table("curated.pins_offer")
+    assert table.metadata.current_snapshot_id is not None
+    table.manage_snapshots().create_branch(table.metadata.current_snapshot_id, staging.BRANCH).commit()
+    assert world.found() == {"staged": WARN}
+    assert "tidemark quality curated.pins_offer" in world.said("staged")
 
 
 def test_a_base_with_a_changed_byte(world: World) -> None:
