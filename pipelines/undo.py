@@ -28,7 +28,7 @@ from pyiceberg.expressions import And, EqualTo
 from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH
 
-from pipelines import index_rows, lake
+from pipelines import failpoints, index_rows, lake
 from pipelines.curate import SOURCES
 from pipelines.errors import TidemarkError
 from pipelines.indexing import streaming
@@ -482,6 +482,7 @@ def carry_out(settings: Settings, planned: Plan) -> None:
             for move in moves:
                 _set(settings, move, planned.name)
                 done.append(move)
+                failpoints.hit("undo.after_table")
         except BaseException as error:
             left = [
                 move.table for move in reversed(done) if not _was_taken_back(settings, move, planned.name)
