@@ -44,7 +44,8 @@ EVENTS = lake.CURATED_USER_INTERACTIONS.name
 WEEK = timedelta(days=7)
 
 OTHERS = (
-    specs.joined_timeline(4)._replace(read=Timeline(SPREAD_MS // 2, 4)),
+    specs.joined_timeline(4),
+    specs.timeline(SPREAD_MS // 2, None),
     specs.sums(SPREAD_MS // 2),
 )
 SPECS = {spec.name: check(spec) for spec in (*INDICES.values(), *OTHERS)}
