@@ -20,7 +20,7 @@ from assets.platform import (
     record_version,
     reported_metadata,
 )
-from pipelines import index_rows, lake, staging
+from pipelines import index_rows, index_views, lake, served, staging, views
 from pipelines.errors import TidemarkError
 from pipelines.indexing import lineages
 from pipelines.indexing.base import Manifest, read_manifest
@@ -120,6 +120,7 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         for model_id in sorted(set(manifest.models.values())):
             registry.set_live(platform.settings, model_id)
         record_version(platform, version_row(manifest, "published"))
+        _say_served(platform, spec)
         kept = platform.settings.retention
         pruned = versions.prune(keep=kept.bases, hours=kept.hours)
         for name in pruned:
@@ -127,6 +128,15 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(metadata={**_described(manifest), "pruned": dg.JsonMetadataValue(pruned)})
 
     return [rows, base, published]
+
+
+def _say_served(platform: Platform, spec: IndexSpec) -> None:
+    """SQL reads from now on what is served from now on."""
+    lake.ensure(platform.spark, lake.OPS_SERVED)
+    if lake.open_table(platform.settings, index_rows.delta_table(spec).name) is None:
+        lake.ensure(platform.spark, index_rows.delta_table(spec))
+    served.record(platform.settings, spec)
+    views.ensure(platform.spark, platform.settings, [index_views.view(spec)])
 
 
 def _parameters(platform: Platform, models: dict[str, str]) -> dict[str, object]:

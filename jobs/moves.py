@@ -37,14 +37,15 @@ def publish(settings: Settings, index: str, version: str, say: Say = lambda text
         NotCaughtUp: it is of another lineage, which does not hold yet what the served one does.
         SwapFailed: a replica did not swap.
     """
+    from pipelines import served
     from pipelines.indices import INDICES
     from pipelines.recommend import registry
     from quality import gates
 
     versions = Versions(settings.paths.indices, index)
     versions.path(version)
-    served = versions.pointer()
-    if served is not None and version < served.version:
+    before = versions.pointer()
+    if before is not None and version < before.version:
         return versions.publish(version)  # which says why not, and what goes back
     refused = [finding for finding in gates.examine(settings, INDICES[index], version) if not finding.passed]
     if refused:
@@ -65,6 +66,7 @@ def publish(settings: Settings, index: str, version: str, say: Say = lambda text
     for model_id in sorted(set(manifest.models.values())):
         registry.set_live(settings, model_id)
     _record(settings, manifest, "published", None)
+    served.record(settings, INDICES[index])
     return pointer
 
 
@@ -77,12 +79,16 @@ def rollback(
         VersionError: there is no such older version, or the delta does not reach back to its cut.
         SwapFailed: a replica did not swap.
     """
+    from pipelines import served
+    from pipelines.indices import INDICES
+
     versions = Versions(settings.paths.indices, index)
     before = versions.pointer()
     pointer = versions.rollback(version, deltas=settings.paths.delta, without_delta=without_delta)
     versions.wait_swapped(pointer, SWAP_TIMEOUT_S, say)
     reason = f"from {before.version}" if before else None
     _record(settings, _manifest(versions, pointer.version), "rolled_back", reason)
+    served.record(settings, INDICES[index])
     return pointer
 
 
@@ -149,9 +155,13 @@ def resume(settings: Settings, index: str, say: Say = lambda text: None) -> Poin
         VersionError: nothing is served.
         SwapFailed: a replica did not swap.
     """
+    from pipelines import served
+    from pipelines.indices import INDICES
+
     versions = Versions(settings.paths.indices, index)
     pointer = versions.resume()
     versions.wait_swapped(pointer, SWAP_TIMEOUT_S, say)
+    served.record(settings, INDICES[index])
     return pointer
 
 

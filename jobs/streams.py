@@ -1,7 +1,7 @@
 """The streaming process, `python -m jobs.streams`: one Spark session that hosts the archive and every hot stream.
 
 Here: starting and stopping each stream as the switchboard (`jobs.controls`) asks, trying again when one fails, saying
-how each is doing, and copying epoch markers to `ops.epochs`. Not here: what a stream computes (`pipelines`).
+how each is doing, and copying epochs into the lake. Not here: what a stream computes (`pipelines`).
 
 Each stream has a thread of its own, so that one that fails, or waits for a broker that is away, holds up no other.
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tidemark.streams")
 
 POLL_S = 0.5
-MARKERS_EVERY_S = 60.0
+COPY_EVERY_S = 60.0
 LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
 GOODBYE_S = 30.0
@@ -271,7 +271,7 @@ def main() -> int:
     for runner in runners:
         runner.start()
     if options.beside is None:
-        threading.Thread(target=_copy_markers, args=(spark, settings, ending), daemon=True).start()
+        threading.Thread(target=_copy_epochs, args=(spark, settings, ending), daemon=True).start()
     threading.Thread(target=_say_feeding, args=(runners, name, ending), daemon=True).start()
     exit_status = 0
     while not ending.wait(POLL_S):
@@ -345,16 +345,19 @@ def _say_goodbye(runners: list[Runner], board: Controls) -> None:
     log.info("ended")
 
 
-def _copy_markers(spark: SparkSession, settings: Settings, ending: threading.Event) -> None:
-    from jobs.epochs import MarkerCopy
+def _copy_epochs(spark: SparkSession, settings: Settings, ending: threading.Event) -> None:
+    from jobs.epochs import FactCopy, MarkerCopy
 
-    copy = MarkerCopy(spark, settings)
-    while not ending.wait(MARKERS_EVERY_S):
-        try:
-            count = copy.run()
-            log.debug("%d epochs copied to ops.epochs", count)
-        except Exception as error:  # the next minute tries again
-            log.warning("epochs were not copied: %s", first_line(error))
+    copies = {
+        "epochs": MarkerCopy(spark, settings).run,
+        "facts of epochs": FactCopy(spark, settings).run,
+    }
+    while not ending.wait(COPY_EVERY_S):
+        for what, copy in copies.items():
+            try:
+                log.debug("copied %d %s", copy(), what)
+            except Exception as error:  # the next minute tries again
+                log.warning("%s were not copied: %s", what, first_line(error))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _user_vectors(read: Read) -> DataFrame:
 
 def specs() -> dict[str, TableSpec]:
     """Every declared table, those of the indices and of models, too."""
-    indices = [index_rows.table(spec) for spec in INDICES.values()]
+    indices = [make(spec) for spec in INDICES.values() for make in (index_rows.table, index_rows.delta_table)]
     return {**lake.TABLES, PIN_ALS.name: PIN_ALS, **{spec.name: spec for spec in indices}}
 
 

@@ -6,6 +6,8 @@ and those of a domain (its own `views`).
 
 from __future__ import annotations
 
+from pipelines import index_views
+from pipelines.indices import INDICES
 from pipelines.recommend import views as recommend
 from pipelines.users import views as users
 from pipelines.views import View
@@ -81,7 +83,10 @@ BASES = View(
     ),
 )
 
+SERVED = tuple(index_views.view(spec) for spec in INDICES.values())
+"""What is served of each index."""
+
 VIEWS: dict[str, View] = {
-    view.name: view for view in (*users.VIEWS, *recommend.VIEWS, FRESHNESS_BY_STAGE, BASES)
+    view.name: view for view in (*users.VIEWS, *recommend.VIEWS, *SERVED, FRESHNESS_BY_STAGE, BASES)
 }
 """Every view by its name."""

@@ -16,7 +16,7 @@ from pipelines.errors import TidemarkError
 from pipelines.indexing import facts
 from pipelines.indexing.position import EMPTY, Position, from_text
 from pipelines.indexing.spec import Family, IndexSpec
-from pipelines.lake import MAX_BROKER_TIME_MS, POSITION, Snapshot, TableSpec, columns_of
+from pipelines.lake import MAX_BROKER_TIME_MS, POSITION, Column, Snapshot, TableSpec, columns_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MODEL_ID = "tidemark.model_id"
 MODELS = "tidemark.models"
 SOURCE_SNAPSHOTS = "tidemark.sources"
+
+DELTA = "_delta"
+"""What the name of a table of copied facts ends with."""
 
 MODELLED = {("pins", "embedding"): "features.pin_vectors"}
 """(index, family) → the table of what a model computed, for families that no stream feeds."""
@@ -90,6 +93,30 @@ def table(spec: IndexSpec) -> TableSpec:
         doc=f"the facts of the index {spec.name}, as its newest base was built of them",
         columns=columns_of(facts.schema(spec), FACT_DOCS | payloads, {"time_ms": "ms since 1970"}),
         owner="indexing",
+    )
+
+
+def delta_table(spec: IndexSpec) -> TableSpec:
+    """The declaration of `index.<name>_delta`: the facts of the deltas as SQL can read them.
+
+    Its partitions are those of the deltas, so that what goes there goes here.
+    """
+    rows = table(spec)
+    return TableSpec(
+        name=f"{rows.name}{DELTA}",
+        doc=f"the facts of the index {spec.name} that its deltas hold, copied each minute; of every lineage",
+        columns=(
+            Column("lineage", "string", "whose delta: fingerprint of transform and schema"),
+            Column("epoch_date", "string", "day (ISO) of the epoch in the delta"),
+            Column("stream", "string", "which stream brought it"),
+            Column("incarnation", "bigint", "incarnation of the stream"),
+            Column("epoch", "bigint", "Spark's batch id"),
+            Column("committed_at", "timestamp", "when the epoch was committed", "UTC"),
+            *rows.columns,
+        ),
+        owner="indexing",
+        partitioned_by=("lineage", "epoch_date"),
+        target_file_bytes=64 * 2**20,
     )
 
 

@@ -319,6 +319,32 @@ OPS_EPOCHS = TableSpec(
     retention_days=90,
 )
 
+OPS_SERVED = TableSpec(
+    name="ops.served",
+    doc="what of an index is served; the tag `published` of `index.<name>` has the rows of that base",
+    columns=(
+        Column("index", "string", "which index"),
+        Column("version", "string", "the base version that is served"),
+        Column("lineage", "string", "fingerprint of its transform and schema, whose delta is served with it"),
+        Column(
+            "is_with_delta", "boolean", "whether the delta is served (not so after a roll back without it)"
+        ),
+        Column(
+            "snapshot_id",
+            "bigint",
+            "the snapshot of `index.<name>` that it is built of; null if that is gone",
+        ),
+        Column(
+            "horizon_from_ms",
+            "bigint",
+            "the oldest event that is answered; null: no horizon",
+            "ms since 1970",
+        ),
+        Column("changed_at", "timestamp", "when the pointer moved", "UTC"),
+    ),
+    owner="indexing",
+)
+
 OPS_STORAGE = TableSpec(
     name="ops.storage",
     doc="what a table, a delta or the bases of an index take up, as maintenance left it",
@@ -465,6 +491,7 @@ TABLES: dict[str, TableSpec] = {
         FEATURES_USER_VECTORS,
         OPS_INDEX_VERSIONS,
         OPS_EPOCHS,
+        OPS_SERVED,
         OPS_ACCOUNT,
         OPS_LOSSES,
         OPS_REPLAYS,
@@ -497,17 +524,22 @@ def ensure(spark: SparkSession, spec: TableSpec) -> None:
     _require_columns(spark, spec)
 
 
-def reshape(spark: SparkSession, spec: TableSpec) -> None:
+def reshape(spark: SparkSession, spec: TableSpec) -> bool:
     """As `ensure`; a column that is declared otherwise by now is dropped and made anew, empty.
 
     For tables whose rows are replaced whole. Older snapshots are read with the columns that they had.
+
+    Returns:
+        Whether any column was.
     """
     if not spark.catalog.tableExists(spec.identifier):
         ensure(spark, spec)
-        return
+        return False
     nothing = ", ".join(f"CAST(NULL AS {column.type}) AS `{column.name}`" for column in spec.columns)
     wanted = {field.name: field.dataType for field in spark.sql(f"SELECT {nothing}").schema}
     found = {field.name: field.dataType for field in spark.table(spec.identifier).schema}
+    if found == wanted:
+        return False
     for name in [name for name, kind in found.items() if wanted.get(name) != kind]:
         spark.sql(f"ALTER TABLE {spec.identifier} DROP COLUMN `{name}`")
     for place, column in enumerate(spec.columns):
@@ -516,6 +548,7 @@ def reshape(spark: SparkSession, spec: TableSpec) -> None:
             added = f"`{column.name}` {column.type} COMMENT {quoted(_comment(column))} {where}"
             spark.sql(f"ALTER TABLE {spec.identifier} ADD COLUMN {added}")
     _require_columns(spark, spec)
+    return True
 
 
 def _create(spark: SparkSession, spec: TableSpec) -> None:

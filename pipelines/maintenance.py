@@ -115,6 +115,7 @@ class IndexReport(NamedTuple):
         epochs_retired: Epochs that every kept base has.
         files_rewritten: Delta files that compaction took.
         files_removed: Delta files that were vacuumed.
+        copied_days_dropped: Days of a lineage whose copied facts went, for its delta has none of them any more.
         seconds: How long it took.
     """
 
@@ -124,6 +125,7 @@ class IndexReport(NamedTuple):
     epochs_retired: int = 0
     files_rewritten: int = 0
     files_removed: int = 0
+    copied_days_dropped: int = 0
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +136,10 @@ class IndexReport(NamedTuple):
 
 def specs() -> dict[str, TableSpec]:
     """Every declared table by its name, those of the indices' rows too."""
-    return lake.TABLES | {table.name: table for table in map(index_rows.table, INDICES.values())}
+    of_indices = [
+        make(spec) for spec in INDICES.values() for make in (index_rows.table, index_rows.delta_table)
+    ]
+    return lake.TABLES | {table.name: table for table in of_indices}
 
 
 def ages(settings: Settings, now_ms: int | None = None) -> Ages:
@@ -446,8 +451,26 @@ def maintain_index(settings: Settings, spec: IndexSpec) -> IndexReport:
             retired += delta.retire(path, delta.first_needed_day(path, cuts, young))
         rewritten += delta.compact(path)
         removed += delta.vacuum(path, keep.vacuum_hours, keep.orphan_hours)
+    copied = index_rows.delta_table(spec).name
+    days = _Retries(settings, copied).run(lambda: drop_copied_days(settings, spec))
     seconds = round(time.monotonic() - started, 2)
-    return IndexReport(spec.name, dropped, tuple(lineages), retired, rewritten, removed, seconds)
+    return IndexReport(spec.name, dropped, tuple(lineages), retired, rewritten, removed, days, seconds)
+
+
+def drop_copied_days(settings: Settings, spec: IndexSpec) -> int:
+    """Delete of `index.<name>_delta` the days that the deltas do not hold any more; how many, each of one lineage."""
+    table = lake.open_table(settings, index_rows.delta_table(spec).name)
+    if table is None:
+        return 0
+    held = {(path.name, day) for path in deltas(settings, spec.name) for day in delta.days(path)}
+    copied = {
+        (part["lineage"], part["epoch_date"])
+        for part in table.inspect.partitions().column("partition").to_pylist()
+    }
+    gone = sorted(copied - held)
+    if gone:
+        table.delete(" OR ".join(f"(lineage = '{mark}' AND epoch_date = '{day}')" for mark, day in gone))
+    return len(gone)
 
 
 def deltas(settings: Settings, index: str) -> list[Path]:

@@ -293,7 +293,17 @@ SUITES: dict[str, Suite] = {
 
 def of_index(spec: IndexSpec) -> Suite:
     """The suite of the rows that a base is built of: all of it follows from the index's own specification."""
-    table = index_rows.table(spec)
+    return _of_facts(spec, index_rows.table(spec))
+
+
+def of_delta(spec: IndexSpec) -> Suite:
+    """The suite of the copied facts of the deltas: what is declared of a fact holds for them too."""
+    of_epoch = ("lineage", "epoch_date", "stream", "incarnation", "epoch", "committed_at")
+    suite = _of_facts(spec, index_rows.delta_table(spec))
+    return suite._replace(fields=_with(suite.fields, **dict.fromkeys(of_epoch, _REQUIRED)), blocks=False)
+
+
+def _of_facts(spec: IndexSpec, table: TableSpec) -> Suite:
     families = tuple(family.name for family in spec.families)
     asked: dict[str, Mapping[str, object]] = {
         name: dict(_REQUIRED) for name in ("identity", "identity_hash", "key_hash", "version_1")

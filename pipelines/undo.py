@@ -28,14 +28,16 @@ from pyiceberg.expressions import And, EqualTo
 from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH
 
-from pipelines import lake
+from pipelines import failpoints, index_rows, lake
 from pipelines.curate import SOURCES
 from pipelines.errors import TidemarkError
 from pipelines.indexing import streaming
 from pipelines.indexing.position import EMPTY, Position, topic_name
+from pipelines.indices import INDICES
 from pipelines.ingest import archive, broker, writers
 from pipelines.settings import Settings
 
+COPIES = frozenset(index_rows.delta_table(spec).name for spec in INDICES.values())
 TAG = "undone-"
 GRACE_DAYS = 7
 _ATTEMPTS = 5
@@ -169,7 +171,7 @@ def tables(settings: Settings, names: Iterable[str]) -> list[str]:
                     f"there is neither a table nor a namespace {name!r}",
                     remedy="name tables (curated.pins_offer) or a namespace (curated), or `index NAME`",
                 )
-            inside = [one for one in inside if one != lake.RAW_DEAD_LETTERS.name]
+            inside = [one for one in inside if one != lake.RAW_DEAD_LETTERS.name and one not in COPIES]
         found += inside
     for name in found:
         if name == lake.RAW_DEAD_LETTERS.name:
@@ -177,6 +179,12 @@ def tables(settings: Settings, names: Iterable[str]) -> list[str]:
                 "dead letters follow their raw tables, and are not set back by themselves",
                 where=name,
                 remedy="undo the raw table; its letters count as it holds their records",
+            )
+        if name in COPIES:
+            raise UndoError(
+                "it is a copy of what the deltas hold, and is not set back by itself",
+                where=name,
+                remedy=f"name {name.removesuffix(index_rows.DELTA)}, or `index NAME` for what is served",
             )
         if name.startswith("ops."):
             raise UndoError(
@@ -474,6 +482,7 @@ def carry_out(settings: Settings, planned: Plan) -> None:
             for move in moves:
                 _set(settings, move, planned.name)
                 done.append(move)
+                failpoints.hit("undo.after_table")
         except BaseException as error:
             left = [
                 move.table for move in reversed(done) if not _was_taken_back(settings, move, planned.name)

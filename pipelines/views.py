@@ -58,6 +58,18 @@ class View(NamedTuple):
         found = sqlglot.parse_one(self.sql, dialect="trino").find_all(exp.Table)
         return tuple(dict.fromkeys(f"{table.db}.{table.name}" for table in found if table.db))
 
+    @property
+    def tags(self) -> tuple[tuple[str, str], ...]:
+        """The tags that it reads tables at: (table, tag), each once."""
+        found = sqlglot.parse_one(self.sql, dialect="trino").find_all(exp.Table)
+        return tuple(
+            dict.fromkeys(
+                (f"{table.db}.{table.name}", table.args["version"].expression.this)
+                for table in found
+                if table.args.get("version") and table.args["version"].expression.is_string
+            )
+        )
+
     def query(self, dialect: str) -> str:
         """The query for `trino` or `spark`."""
         return in_dialect(self.sql, dialect)
@@ -73,7 +85,10 @@ def in_dialect(query: str, dialect: str) -> str:
 
 
 def ensure(spark: SparkSession, settings: Settings, views: Sequence[View]) -> dict[str, str]:
-    """Make the views whose tables are all there, and those anew that are declared otherwise by now.
+    """Make the views whose tables and tags are all there, and those anew that are declared otherwise by now.
+
+    A view of tables that do not have (or no longer have) a column that it names waits for it too: the served base of an
+    index may be of another lineage than the code.
 
     Returns:
         By name: `MADE`, `KEPT`, or what is missing.
@@ -87,11 +102,21 @@ def ensure(spark: SparkSession, settings: Settings, views: Sequence[View]) -> di
     done = {}
     for view in views:
         missing = [name for name in view.tables if lake.open_table(settings, name) is None]
+        missing += [
+            f"{name} at {tag}"
+            for name, tag in view.tags
+            if (table := lake.open_table(settings, name)) is not None and tag not in table.metadata.refs
+        ]
         done[view.name] = f"waits for {', '.join(missing)}" if missing else _ensure(spark, view)
     return done
 
 
+_NO_COLUMN = ("UNRESOLVED_COLUMN.WITH_SUGGESTION", "UNRESOLVED_COLUMN.WITHOUT_SUGGESTION", "FIELD_NOT_FOUND")
+
+
 def _ensure(spark: SparkSession, view: View) -> str:
+    from pyspark.errors import AnalysisException
+
     jvm: Any = spark._jvm
     loaded = jvm.org.apache.iceberg.spark.Spark3Util.loadIcebergCatalog(spark._jsparkSession, CATALOG)
     namespace = jvm.org.apache.iceberg.catalog.Namespace.of(_array(spark, [NAMESPACE]))
@@ -99,7 +124,12 @@ def _ensure(spark: SparkSession, view: View) -> str:
     queries = {dialect: view.query(dialect) for dialect in ("trino", "spark")}
     if loaded.viewExists(identifier) and _held(loaded.loadView(identifier)) == queries:
         return KEPT
-    found = spark.sql(queries["spark"]).schema
+    try:
+        found = spark.sql(queries["spark"]).schema
+    except AnalysisException as error:
+        if error.getCondition() not in _NO_COLUMN:
+            raise
+        return f"waits for a column: {str(error).splitlines()[0]}"
     if found.names != list(view.columns):
         raise ViewError(
             f"it has the columns {', '.join(found.names)}",

@@ -24,7 +24,7 @@ from pipelines.indexing.base import read_manifest
 from pipelines.indexing.spec import IndexSpec
 from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES
-from pipelines.suites import SUITES, Suite, of_index
+from pipelines.suites import SUITES, Suite, of_delta, of_index
 from quality import audit, gates, history, pages
 from quality.expectations import Finding, Report, told
 from quality.judgement import DECLARED
@@ -201,6 +201,34 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
     return check
 
 
+def copy_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
+    """What is declared of the copied facts of an index's deltas. How many there are, says nothing: it is to vary."""
+    suite = of_delta(spec)
+
+    @dg.asset_check(
+        asset=dg.AssetKey(["published", spec.name]),
+        name=suite.table.partition(".")[2],
+        description=f"{suite.table} is what its suite declares",
+    )
+    def check(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> dg.AssetCheckResult:
+        if lake.current_snapshot(platform.settings, suite.table) is None:
+            return dg.AssetCheckResult(
+                passed=True, description="nothing was copied yet", severity=dg.AssetCheckSeverity.WARN
+            )
+        found = audited(context, platform, suite)
+        broken = [one for one in found.report.broken if one.expected.basis == DECLARED]
+        return dg.AssetCheckResult(
+            passed=not broken,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=told(broken) or "all holds",
+            metadata={"snapshot_id": str(found.snapshot_id)},
+        )
+
+    return check
+
+
 ASSETS = [key for asset in (*raw_assets, *curated_assets, *feature_assets) for key in sorted(asset.keys)]
 suite_checks = [table_checks(SUITES[".".join(asset.path)], asset) for asset in ASSETS]
 days_checks = [
@@ -213,4 +241,5 @@ beside_checks = [
     for spec in (lake.RAW_DEAD_LETTERS, lake.RAW_HOUSEHOLDS)
 ]
 candidate_checks = [candidate_check(spec) for spec in INDICES.values()]
-all_checks = [*suite_checks, *days_checks, *beside_checks, *candidate_checks]
+copy_checks = [copy_check(spec) for spec in INDICES.values()]
+all_checks = [*suite_checks, *days_checks, *beside_checks, *candidate_checks, *copy_checks]

@@ -327,6 +327,14 @@ def vacuum(path: Path, replaced_hours: int, orphan_hours: int) -> int:
     return len(removed)
 
 
+def days(path: Path) -> set[str]:
+    """The days (ISO) of which a delta holds epochs; none if there is no table."""
+    try:
+        return set(_by_day(DeltaTable(str(path))))
+    except TableNotFoundError:
+        return set()
+
+
 def sizes(path: Path) -> dict[str, list[int]]:
     """The sizes of the data files of each day, in bytes."""
     found: dict[str, list[int]] = {}
@@ -426,21 +434,23 @@ class Tailer:
         return self._checkpoint[1] > self.version
 
     def _read(self, file: Path) -> list[Epoch]:
-        """The epochs of one data file; a file that compaction wrote holds several."""
-        table = pq.ParquetFile(file).read()
-        families = pa.array([family.name for family in self.spec.families])
-        rows = table.filter(
-            pc.is_in(table.column("family"), families)
-        )  # an older lineage may have had others
-        marked = [read_marker(text) for text in table.column("marker").drop_null().to_pylist()]
-        parts = _by_epoch(rows) if len(marked) > 1 else {}
-        epochs = []
-        for marker in marked:
-            this = (marker.stream, marker.incarnation, marker.epoch)
-            mine = parts.get(this, rows.slice(0, 0)) if len(marked) > 1 else rows
-            facts = fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), self.spec)
-            epochs.append(Epoch(marker, facts))
-        return epochs
+        return epochs_in(self.spec, file)
+
+
+def epochs_in(spec: IndexSpec, file: Path) -> list[Epoch]:
+    """The epochs of one data file; a file that compaction wrote holds several."""
+    table = pq.ParquetFile(file).read()
+    families = pa.array([family.name for family in spec.families])
+    rows = table.filter(pc.is_in(table.column("family"), families))  # an older lineage may have had others
+    marked = [read_marker(text) for text in table.column("marker").drop_null().to_pylist()]
+    parts = _by_epoch(rows) if len(marked) > 1 else {}
+    epochs = []
+    for marker in marked:
+        this = (marker.stream, marker.incarnation, marker.epoch)
+        mine = parts.get(this, rows.slice(0, 0)) if len(marked) > 1 else rows
+        facts = fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), spec)
+        epochs.append(Epoch(marker, facts))
+    return epochs
 
 
 def _by_epoch(rows: pa.Table) -> dict[tuple[str, int, int], pa.Table]:

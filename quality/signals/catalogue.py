@@ -57,6 +57,8 @@ _UNITS = {
     "_time": "UTC",
     "_at": "UTC",
 }
+COPIED = {index_rows.delta_table(spec).name: spec.name for spec in INDICES.values()}
+"""Table of copied facts → the index whose deltas they are of."""
 MANY = 4
 """Of so many consumers in one table each is named; of more, how many they are."""
 
@@ -198,6 +200,8 @@ def _table(
     is_of_topic = spec.name in {f"raw.{contract.name}" for contract in CONTRACTS.values()}
     if is_of_topic or spec.name == lake.RAW_DEAD_LETTERS.name:
         inputs: tuple[str, ...] = (f"stream.{archive.STREAM}",)
+    elif spec.name in COPIED:
+        inputs = (f"delta.{COPIED[spec.name]}",)
     else:
         inputs = _tables(lineage) if lineage else ()
     group = MAINTENANCE if spec.name == lake.OPS_STORAGE.name else namespace

@@ -320,7 +320,12 @@ def test_what_happened_is_in_the_lake(world: World) -> None:
     rows = lake.read(world.spark, "ops.index_versions").filter(f"version = '{world.first.published['pins']}'")
     assert {row["event"] for row in rows.collect()} == {"built", "published"}
     tags = world.spark.sql("SELECT name FROM lake.index.pins.refs WHERE type = 'TAG'").collect()
-    assert f"base-{world.first.published['pins']}" in {row["name"] for row in tags}
+    assert {f"base-{world.first.published['pins']}", "published"} <= {row["name"] for row in tags}
+    served_in_sql = "SELECT key, catalogue_title, offer_price_usd_micros FROM lake.explore.pins_served"
+    assert {tuple(row) for row in world.spark.sql(served_in_sql).collect()} == {
+        (pin, said["catalogue"]["title"], said.get("offer", {}).get("price_usd_micros"))
+        for pin, said in expected_documents(world.updates).items()
+    }
 
 
 def test_every_table_says_where_its_columns_come_from(world: World) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -20,20 +21,36 @@ from prompt_toolkit.output import DummyOutput
 from pyspark.sql import Row, SparkSession
 from typer.testing import CliRunner
 
-from jobs import processes
+from jobs import epochs, processes
 from jobs.cli import exploring
 from jobs.cli.shared import app
-from pipelines import lake, preflight, sql, views
+from pipelines import index_rows, index_views, lake, maintenance, preflight, served, sql, views
 from pipelines.explore import VIEWS
+from pipelines.indexing import delta
+from pipelines.indexing.spec import Documents, IndexSpec, Sums, Timeline, check, lineage
+from pipelines.indexing.versions import Versions
+from pipelines.indices import INDICES
 from pipelines.settings import Settings
 from pipelines.spark import session
+from tests import oracle, served_indices
 from tests.conftest import small_settings
+from tests.properties import specs
+from tests.served_indices import KEYS, SPREAD_MS
 
 pytestmark = pytest.mark.timeout(900)
 
 NEWEST = datetime(2024, 3, 20, 12, tzinfo=UTC)
 EVENTS = lake.CURATED_USER_INTERACTIONS.name
 WEEK = timedelta(days=7)
+
+OTHERS = (
+    specs.joined_timeline(4),
+    specs.timeline(SPREAD_MS // 2, None),
+    specs.sums(SPREAD_MS // 2),
+)
+SPECS = {spec.name: check(spec) for spec in (*INDICES.values(), *OTHERS)}
+"""The registered indices, and others with what those lack."""
+SERVED = {name: served_indices.drawn(spec, seed) for seed, (name, spec) in enumerate(SPECS.items())}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +61,25 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iter
         preflight.find_trino_java()
     except preflight.PreflightError as error:
         pytest.skip(str(error))
-    fill(session(settings, "tests"))
+    spark = session(settings, "tests")
+    fill(spark)
+    for index, drawn in SERVED.items():
+        served_indices.publish(spark, settings, SPECS[index], drawn.base, drawn.newest_ms)
+        half = len(drawn.delta) // 2
+        served_indices.commit(settings, SPECS[index], 0, drawn.delta[:half])
+        served_indices.commit(settings, SPECS[index], 1, drawn.delta[half:])
+    assert copied(settings) > 0
     keeper, chosen = processes.supervisor(settings), processes.choose(processes.local(settings), ["trino"])
     processes.up(keeper, chosen)
     yield settings
     processes.down(keeper, chosen)
+
+
+def copied(settings: Settings, *indices: str) -> int:
+    """How many facts the streaming process copies in a minute; of a process that has just begun."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(epochs, "INDICES", {name: SPECS[name] for name in indices or SPECS})
+        return epochs.FactCopy(session(settings, "tests"), settings).run()
 
 
 def fill(spark: SparkSession) -> None:
@@ -178,7 +209,8 @@ def of_spark(settings: Settings, query: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def explored(world: Settings) -> Settings:
     done = views.ensure(session(world, "tests"), world, list(VIEWS.values()))
-    assert done == dict.fromkeys(VIEWS, views.MADE)
+    of_indices = {index_views.view(spec).name for spec in INDICES.values()}  # which the copying keeps, too
+    assert done == {name: views.KEPT if name in of_indices else views.MADE for name in VIEWS}
     return world
 
 
@@ -241,6 +273,151 @@ def test_a_score_is_the_product_of_the_two_vectors(explored: Settings) -> None:
             scored += 1
             assert math.isclose(score, float(of_user[0] @ of_pin[0]), rel_tol=1e-6, abs_tol=1e-9)
     assert 0 < scored < len(found)
+
+
+@pytest.mark.parametrize("index", SPECS)
+def test_what_sql_says_of_an_index_is_what_serving_answers_and_what_was_said(
+    world: Settings, index: str
+) -> None:
+    spec, drawn = SPECS[index], SERVED[index]
+    name = index_views.view(spec).identifier
+    with sql.answering(world, f"SELECT * FROM {name}") as answer:
+        columns = [column.name for column in answer.columns]
+        rows = [dict(zip(columns, row, strict=True)) for row in answer.rows]
+    assert counted(row.values() for row in rows) == counted(of_spark(world, f"SELECT * FROM {name}"))
+    told = [*drawn.base, *drawn.delta]
+    of_serving: Any = served_indices.serving(world, spec)
+    keys = [key.encode() for key in KEYS]
+    if isinstance(spec.read, Documents):
+        found: Any = {row["key"].encode(): document(spec, row) for row in rows}
+        assert len(found) == len(rows)
+        assert found == same_payloads(oracle.documents(told, spec.read.presence))
+        answers = zip(keys, of_serving.get(keys), strict=True)
+        assert found == same_payloads({key: one for key, one in answers if one is not None})
+    elif isinstance(spec.read, Timeline):
+        horizon = oracle.horizon_ms(spec.read.age_ms, drawn.newest_ms)
+        names = [family.name for family in spec.families]
+        for key in keys:
+            mine = sorted((row for row in rows if row["key"].encode() == key), key=place, reverse=True)
+            wanted = oracle.events(told, key, names, horizon)[: spec.read.count]
+            assert [(row["id"].encode(), millis(row["event_time"])) for row in mine] == [
+                e[:2] for e in wanted
+            ]
+            assert [document(spec, row) for row in mine] == [same_payloads(e.payloads) for e in wanted]
+            answer_ = of_serving.timeline(key)
+            assert answer_.table.column("id").to_pylist() == [
+                e.id for e in wanted[: answer_.table.num_rows if not answer_.is_complete else None]
+            ]
+    else:
+        horizon = oracle.horizon_ms(spec.read.age_ms, drawn.newest_ms, spec.read.width_ms)
+        sums: dict[bytes, dict[int, tuple[int, ...]]] = defaultdict(dict)
+        for row in rows:
+            added = tuple(row[f"sum_{amount}"] for amount in spec.read.amounts)
+            sums[row["key"].encode()][millis(row["bucket_began_at"])] = added
+        assert sums == oracle.sums(told, spec.read.width_ms, horizon)
+        assert sums == {key: found for key in keys if (found := of_serving.sums(key, horizon))}
+        assert 0 < sum(row["facts_from_delta"] for row in rows) < sum(row["facts"] for row in rows)
+    streamed = [family for family in spec.families if family.stream and not isinstance(spec.read, Sums)]
+    for flag in (index_views.shown(spec, family, "is_from_delta") for family in streamed):
+        assert {True, False} <= {row[flag] for row in rows}
+
+
+def document(spec: IndexSpec, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a view as its families say it, without those that are not there."""
+    shown = {
+        family.name: (
+            row[index_views.shown(spec, family, "source_version")],
+            {field: same(row[index_views.shown(spec, family, field)]) for field in family.schema.names},
+        )
+        for family in spec.families
+    }
+    return {name: said for name, (version, said) in shown.items() if version is not None}
+
+
+def same_payloads(found: Any) -> Any:
+    return {k: same_payloads(v) if isinstance(v, dict) else same(v) for k, v in found.items()}
+
+
+def place(row: dict[str, Any]) -> tuple[int, bytes]:
+    return millis(row["event_time"]), row["id"].encode()
+
+
+def millis(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
+
+
+def test_a_fact_is_copied_once_and_sql_follows_what_is_served(world: Settings) -> None:
+    spark, spec, drawn = session(world, "tests"), INDICES["pins"], SERVED["pins"]
+    table = index_rows.delta_table(spec)
+
+    def held() -> Counter[Any]:
+        return counted(
+            lake.read(spark, table.name).select("lineage", "epoch", "identity", "content_hash").collect()
+        )
+
+    def answered() -> dict[bytes, Any]:
+        with sql.answering(world, "SELECT * FROM explore.pins_served") as answer:
+            columns = [column.name for column in answer.columns]
+            rows = [dict(zip(columns, row, strict=True)) for row in answer.rows]
+        return {row["key"].encode(): document(spec, row) for row in rows}
+
+    def wanted(*told: list[oracle.Statement]) -> dict[bytes, Any]:
+        found: dict[bytes, Any] = same_payloads(
+            oracle.documents([s for part in told for s in part], "catalogue")
+        )
+        return found
+
+    before = held()
+    path = delta.table_path(world.paths.delta, spec.name, lineage(spec))
+    assert delta.compact(path) > 0
+    assert copied(world, "pins") == 0  # begun anew, and of files that were rewritten
+    late = served_indices.drawn(spec, 99).delta
+    served_indices.commit(world, spec, 2, late)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(epochs, "INDICES", {"pins": spec})
+        copy = epochs.FactCopy(spark, world)
+        with pytest.MonkeyPatch.context() as failing:
+            failing.setattr(epochs.Table, "append", lost_answer(epochs.Table.append))
+            with pytest.raises(ConnectionError):
+                copy.run()
+        assert copy.run() == 0  # the commit was made, though nobody was told
+    assert (held() - before).total() == len(late)
+    assert answered() == wanted(drawn.base, drawn.delta, late)
+
+    served_indices.commit(world, spec, 0, served_indices.drawn(spec, 7).delta, mark="another")
+    assert copied(world, "pins") > 0
+    assert answered() == wanted(drawn.base, drawn.delta, late)  # which is not served
+    versions = Versions(world.paths.indices, spec.name)
+    first = versions.names()[0]
+    more = served_indices.drawn(spec, 100).base
+    served_indices.publish(spark, world, spec, more, drawn.newest_ms)
+    assert answered() == wanted(more, drawn.delta, late)
+    versions.rollback(first, deltas=world.paths.delta, without_delta=True)
+    assert served.record(world, spec) and not served.record(world, spec)
+    assert answered() == wanted(drawn.base)
+    versions.resume()
+    assert copied(world, "pins") == 0  # which says, too, what is served
+    assert answered() == wanted(drawn.base, drawn.delta, late)
+
+    whole = held()
+    spark.sql(
+        f"ALTER TABLE {table.identifier} DROP COLUMN payload_offer"
+    )  # as if the code had another schema
+    assert copied(world, "pins") == whole.total() and held() == whole
+    assert answered() == wanted(drawn.base, drawn.delta, late)
+
+    shutil.rmtree(path.parent / "another")
+    assert maintenance.drop_copied_days(world, spec) == 1
+    assert maintenance.drop_copied_days(world, spec) == 0
+    assert sql.rows(world, f"SELECT DISTINCT lineage FROM {table.name}") == [(lineage(spec),)]
+
+
+def lost_answer(append: Any) -> Any:
+    def appended(*given: Any, **named: Any) -> None:
+        append(*given, **named)
+        raise ConnectionError("the answer was lost")
+
+    return appended
 
 
 def test_a_view_is_kept_made_anew_or_waits(world: Settings) -> None:

@@ -6,12 +6,13 @@ import pytest
 
 from benchmarks.defects import defects
 from jobs.definitions import defs
-from pipelines import index_rows, lake
+from pipelines import index_rows, lake, maintenance
 from pipelines.indices import INDICES
 from pipelines.lake import Column
-from pipelines.suites import SUITES, Suite, derived, of_index
+from pipelines.suites import SUITES, Suite, derived, of_delta, of_index
 
-OF_INDICES = [of_index(spec) for spec in INDICES.values()]
+OF_INDICES = [suite(spec) for spec in INDICES.values() for suite in (of_index, of_delta)]
+COPIES = {index_rows.delta_table(spec).name.partition(".")[2] for spec in INDICES.values()}
 
 
 def test_each_raw_curated_and_feature_table_has_a_suite_and_its_checks() -> None:
@@ -21,13 +22,15 @@ def test_each_raw_curated_and_feature_table_has_a_suite_and_its_checks() -> None
     assets = {key for key in graph.get_all_asset_keys() if ".".join(key.path) in SUITES}
     checks = {(key.asset_key, key.name) for key in graph.asset_check_keys}
     assert {(key, name) for key in assets for name in ("expectations", "history")} <= checks
-    beside = {"raw." + name for key, name in checks if name not in ("expectations", "history", "gate")}
+    others = {name for _, name in checks} - {"expectations", "history", "gate"}
+    assert others >= COPIES
+    beside = {"raw." + name for name in others - COPIES}
     assert {".".join(key.path) for key in assets} | beside == declared
 
 
 @pytest.mark.parametrize("suite", [*SUITES.values(), *OF_INDICES], ids=lambda suite: suite.table)
 def test_a_suite_names_only_what_its_table_declares(suite: Suite) -> None:
-    specs = {index_rows.table(spec).name: index_rows.table(spec) for spec in INDICES.values()} | lake.TABLES
+    specs = maintenance.specs()
     names = {column.name for column in specs[suite.table].columns}
     asked = {field.path.split(".")[0] for field in suite.fields} | set(suite.key)
     assert asked | {name for name in (suite.day, suite.arrival) if name} <= names
