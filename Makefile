@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo up down status test test-all check format bench lock clean
+.PHONY: help setup demo up down status notebooks test test-all check format bench lock clean
 
 help: ## List what there is (this)
 	@echo "Tidemark: make <target>"
@@ -31,6 +31,9 @@ down: $(READY) ## Stop everything that `up` or `demo` started
 
 status: $(READY) ## Say what runs
 	@$(BIN)/tidemark status $(ARGS)
+
+notebooks: $(READY) ## Run the notebooks on the lake, and render a page of each (ARGS="base_and_delta" for one)
+	@$(BIN)/tidemark notebooks $(ARGS)
 
 # Two runs beside each other, one a core: what needs no Spark, and what shares one Spark session.
 WITHOUT_SPARK := tests/unit tests/properties --ignore=tests/properties/test_indices.py

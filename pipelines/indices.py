@@ -10,9 +10,13 @@ import functools
 from collections.abc import Callable
 
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, contract_of, frames
+from pipelines.indexing import base as bases
+from pipelines.indexing import delta
+from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.replica import Follower, Replica
-from pipelines.indexing.spec import IndexSpec, check
+from pipelines.indexing.spec import IndexSpec, check, lineage
 from pipelines.indexing.streaming import HotStream
+from pipelines.indexing.versions import Versions
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
 from pipelines.users.index import PIN_COUNTS, USER_EVENTS
@@ -35,6 +39,23 @@ STREAMS: dict[str, HotStream] = {s.name: s for s in (_stream(USER_INTERACTIONS),
 def topics(spec: IndexSpec) -> frozenset[str]:
     """The names of the topics that feed an index."""
     return frozenset(topic for stream in spec.streams for topic in STREAMS[stream].topics)
+
+
+def overlay(settings: Settings, index: str) -> Overlay:
+    """The published base, and the delta after it as far as it goes now: what a replica answers from, to look at.
+
+    Raises:
+        BadBase: The base cannot be opened.
+    """
+    spec, versions = INDICES[index], Versions(settings.paths.indices, index)
+    pointer = versions.pointer()
+    base = bases.open_base(spec, versions.path(pointer.version)) if pointer else bases.empty(spec)
+    of_lineage = base.manifest.lineage if base.manifest else lineage(spec)
+    path = delta.table_path(settings.paths.delta, index, of_lineage)
+    has_delta = pointer is None or pointer.with_delta
+    found = Overlay(base, path if has_delta else None, settings.overlay.max_facts)
+    found.catch_up()
+    return found
 
 
 def replica(settings: Settings, name: str = "default") -> Replica:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from trino.auth import BasicAuthentication
@@ -19,6 +19,9 @@ from trino.exceptions import DatabaseError, TrinoConnectionError, TrinoQueryErro
 from pipelines import trino_server
 from pipelines.errors import TidemarkError
 from pipelines.settings import CATALOG, Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONNECT_TIMEOUT_S = 10.0
 BATCH_ROWS = 1000
@@ -114,6 +117,16 @@ def rows(
     """All rows of a statement's answer; for what `answering` raises."""
     with answering(settings, statement, parameters) as answer:
         return list(answer.rows)
+
+
+def frame(settings: Settings, statement: str, parameters: Sequence[Any] | None = None) -> pd.DataFrame:
+    """A statement's answer for pandas; for what `answering` raises."""
+    import pandas as pd
+
+    with answering(settings, statement, parameters) as answer:
+        return pd.DataFrame.from_records(
+            list(answer.rows), columns=[column.name for column in answer.columns]
+        )
 
 
 def _rows(cursor: Any) -> Iterator[tuple[Any, ...]]:

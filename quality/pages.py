@@ -315,6 +315,8 @@ _PAGE = """<!doctype html>
   @media (prefers-color-scheme: dark) {
     :root { --accent: #7db8ff; --good: #6fdd8b; --odd: #f0c000; --bad: #ff9a92; }
   }
+  html { background: Canvas; color: CanvasText; }
+  @media (prefers-color-scheme: dark) { html { background: #121212; color: #eee; } }
   * { box-sizing: border-box; }
   body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; }
   h1 { margin: 0; overflow-wrap: anywhere; } h2 { margin: 2rem 0 .25rem; } p { margin: .4rem 0; }

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines import indices
 from pipelines.contracts import ACTIONS
-from pipelines.indexing import build, facts
+from pipelines.indexing import build, delta, facts
 from pipelines.indexing.position import EMPTY, Position
 from pipelines.indexing.replica import Replica
 from pipelines.indexing.spec import lineage
@@ -149,6 +149,27 @@ def build_world(settings: Settings) -> dict[str, str]:
         "user_events": publish(settings, "user_events", [happened for happened, _ in events], cut, {}),
         "pin_counts": publish(settings, "pin_counts", [counted for _, counted in events], cut, {}),
     }
+
+
+def correct(settings: Settings, pin_ids: tuple[str, str], user_ids: tuple[str, str]) -> None:
+    """Commit a delta of one epoch after the bases: of the two users' events e0 and e1 the first is edited, the second
+    deleted, and one is added; of the two pins the first is set anew, the second deleted."""
+    edited, deleted = user_ids
+    happened = [
+        event(edited, "e0", pin_ids[0], "save", NEWEST_MS, version=(9,)),
+        event(deleted, "e1", pin_ids[0], "save", NEWEST_MS, version=(9,), is_deleted=True),
+        event(deleted, "live", pin_ids[1], "purchase", NEWEST_MS),
+    ]
+    arrived = {
+        "user_events": (INTERACTIONS, [row for row, _ in happened]),
+        "pin_counts": (INTERACTIONS, [row for _, row in happened]),
+        "pins": (UPDATES, [*pin(pin_ids[0], version=7), *pin(pin_ids[1], version=9, is_deleted=True)]),
+    }
+    for index, (topic, rows) in arrived.items():
+        spec = indices.INDICES[index]
+        writer = delta.DeltaWriter(spec, delta.table_path(settings.paths.delta, index, lineage(spec)))
+        end = Position({topic: {0: CUT + len(rows)}}, frozenset())
+        writer.commit(delta.Marker("live", 1, 0, EMPTY, end), facts.table(spec, rows))
 
 
 class Still:

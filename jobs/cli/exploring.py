@@ -1,4 +1,4 @@
-"""The command that asks Trino: `sql`, for one statement, for a file of them, or as a prompt."""
+"""The commands that look into the lake: `sql`, for one statement, for a file of them, or as a prompt; `notebooks`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import console
-from jobs.cli.shared import SEEING, InputError, app, load_settings
+from jobs.cli.shared import SEEING, InputError, Json, app, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,3 +217,34 @@ def names(settings: Settings) -> list[str]:
     )
     tables = dict.fromkeys(f"{schema}.{table}" for schema, table, _ in found)
     return [*tables, *dict.fromkeys(str(column) for _, _, column in found)]
+
+
+# ------------------------------------------------------------------------------------------------ notebooks
+
+
+@app.command(rich_help_panel=SEEING)
+def notebooks(
+    name: Annotated[list[str] | None, typer.Argument(help="Only these; all by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the notebooks on this home's lake, and write a page of each that serving shows.
+
+    Cells that ask Trino need one: `tidemark up trino`. Exit code 1 if a notebook failed; the others are rendered all
+    the same.
+    """
+    from jobs import notebooks as running
+
+    settings = load_settings()
+    paths = running.find(name or [])
+    with console.step("notebooks", settings.paths.logs / "notebooks.log") as report:
+        found = running.render(settings, paths, report)
+    if as_json:
+        console.emit_json([one.to_json() for one in found])
+    else:
+        for one in found:
+            console.say(f"{one.name}: {one.failure or 'rendered'} ({one.seconds:.0f} s)")
+        serving = settings.serving
+        console.say(f"pages: {found[0].page.parent / running.INDEX}")
+        console.say(f"with serving up: http://{serving.host}:{serving.port}/reports/{running.FOLDER}/")
+    if any(one.failure for one in found):
+        raise typer.Exit(1)

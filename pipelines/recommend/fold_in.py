@@ -244,20 +244,44 @@ def solve(vectors: np.ndarray, strengths: Float64s, parameters: Parameters) -> F
         strengths: sᵢ of each.
         parameters: Of the base.
     """
-    is_preferred = strengths > 0
-    if not is_preferred.any():
+    if not (strengths > 0).any():
         return None
     wide = vectors.astype(np.float64)
-    extra = parameters.alpha * np.abs(strengths)
-    left = wide.T @ (wide * extra[:, None])
-    left += parameters.gram
-    left.flat[:: len(left) + 1] += parameters.regularization
-    right = ((1.0 + extra) * is_preferred) @ wide
+    left, confidence = _normal(wide, strengths, parameters)
     try:
-        solved: Float64s = np.linalg.solve(left, right).astype(np.float64, copy=False)
+        solved: Float64s = np.linalg.solve(left, confidence @ wide).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         return None
     return solved if np.isfinite(solved).all() else None
+
+
+def contributions(
+    vectors: np.ndarray, strengths: Float64s, parameters: Parameters, of: np.ndarray
+) -> Float64s:
+    """How much each pin of a user's events adds to the scores of other pins, float64[m, n]: why they are recommended.
+
+    A user's vector is a sum over those pins, hence so is a score: yᵀx = Σ yᵀ(YᵀY + …)⁻¹ cᵢ pᵢ yᵢ (Hu, Koren, Volinsky
+    2008, section 5, "Explaining recommendations").
+
+    Args:
+        vectors: As `solve` takes them, float32[n, d].
+        strengths: As `solve` takes them.
+        parameters: Of the base.
+        of: y of each pin that was scored in a row, float32[m, d]; a row of the answer adds up to its score.
+    """
+    wide = vectors.astype(np.float64)
+    left, confidence = _normal(wide, strengths, parameters)
+    found: Float64s = (of.astype(np.float64) @ np.linalg.solve(left, wide.T)) * confidence
+    return found
+
+
+def _normal(wide: Float64s, strengths: Float64s, parameters: Parameters) -> tuple[Float64s, Float64s]:
+    """YᵀY + Σ (cᵢ - 1) yᵢ yᵢᵀ + λ I, and cᵢ pᵢ."""
+    extra = parameters.alpha * np.abs(strengths)
+    left: Float64s = wide.T @ (wide * extra[:, None])
+    left += parameters.gram
+    left.flat[:: len(left) + 1] += parameters.regularization
+    return left, (1.0 + extra) * (strengths > 0)
 
 
 def ranked(keys: Sequence[bytes], scores: Float64s, k: int) -> list[tuple[bytes, float]]:

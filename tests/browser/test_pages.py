@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,10 @@ import pytest
 
 from pipelines.settings import Settings
 from tests import serving_world as world
+from tests.browser.browsing import CHROMIUM
 from tests.conftest import small_settings
 from tests.faults import running
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no browser: sudo apt-get install -y chromium"),
-]
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +17,9 @@ from pyspark.sql import DataFrame, SparkSession
 from assets import columns
 from assets.platform import Platform, key, reported_metadata
 from jobs import build as building
-from jobs import definitions, openlineage
+from jobs import definitions, notebooks, openlineage, processes
 from jobs.build import BuildReport, build
-from pipelines import column_lineage, curate, derived, lake, replay, staging
+from pipelines import column_lineage, curate, derived, lake, preflight, replay, staging
 from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.base import open_base
 from pipelines.indexing.documents import DocumentsView
@@ -33,10 +31,11 @@ from pipelines.indexing.view import View, view
 from pipelines.indices import INDICES
 from pipelines.ingest import load
 from pipelines.recommend import registry
-from pipelines.settings import ROOT, Settings
+from pipelines.settings import Settings
 from pipelines.suites import SUITES
 from quality import gates
 from quality.checks import table_checks
+from tests import serving_world
 from tests.conftest import small_settings
 
 pytestmark = pytest.mark.timeout(1800)  # a build of everything, four times over
@@ -186,7 +185,9 @@ class World(NamedTuple):
 def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
     from pipelines.spark import session
 
-    settings = small_settings(tmp_path_factory.mktemp("build") / "home", BUILD__SHARD_FACTS=50)
+    settings = small_settings(
+        tmp_path_factory.mktemp("build") / "home", BUILD__SHARD_FACTS=50, TRINO__HEAP_MB=768
+    )
     own = session(settings, "tests")
     events, updates = interactions(), pins()
     put(settings, own, USER_INTERACTIONS, events, "history")
@@ -239,18 +240,6 @@ def test_everything_is_built_and_answers_as_plain_python_does(world: World) -> N
     assert report.published == pointers(world.settings)
     assert {step.state for step in report.steps} == {"done"}
     require_answers(world.settings, world.events, world.updates)
-
-
-@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_every_notebook_runs_on_what_was_built(world: World, notebook: Path) -> None:
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    assert not any(cell.get("outputs") for cell in cells), "outputs are not committed"
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    environment = {**os.environ, **world.settings.environment, "MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_records_replayed_beside_the_bases_say_what_was_built(world: World) -> None:
@@ -435,6 +424,41 @@ def test_the_next_build_has_what_came_since(world: World) -> None:
     assert all(after[name] > before[name] for name in INDICES)
     assert report.accounts["raw.user_interactions"]["rows"] == len(world.events) + len(more)
     require_answers(world.settings, [*world.events, *more], world.updates)
+
+
+@pytest.fixture(scope="module")
+def explored(world: World) -> Iterator[Settings]:
+    """The world with a delta after its bases, and a Trino on it."""
+    try:
+        preflight.find_trino_java()
+    except preflight.PreflightError as error:
+        pytest.skip(str(error))
+    settings = world.settings
+    serving_world.correct(settings, ("p1", "p2"), ("u1", "u2"))
+    keeper, chosen = processes.supervisor(settings), processes.choose(processes.local(settings), ["trino"])
+    processes.up(keeper, chosen)
+    yield settings
+    processes.down(keeper, chosen)
+
+
+@pytest.mark.parametrize("notebook", notebooks.find(), ids=lambda path: path.stem)
+def test_a_notebook_runs_on_what_was_built(
+    explored: Settings, notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(cell.get("outputs") for cell in notebooks.read(notebook).cells), (
+        "outputs are not committed"
+    )
+    monkeypatch.setenv("ONLINE_RETAIL", str(explored.home / "none"))
+    (found,) = notebooks.render(explored, [notebook])
+    assert found.failure is None
+    page = found.page.read_text(encoding="utf-8")
+    assert "which does not answer" not in page, "Trino is up"
+    assert "data:image/png" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    if notebook.stem == "dirty_source":
+        assert "The invoices are not on this machine" in page
+    if notebook.stem == "base_and_delta":
+        assert "The delta adds 1 events to 2 timelines, and corrects 2" in page
 
 
 def test_waiting_in_vain_says_what_is_missing(world: World) -> None:

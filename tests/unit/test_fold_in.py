@@ -67,6 +67,27 @@ def test_is_the_dense_solve(events: list[tuple[int, str, int]], seed: int, cap: 
     np.testing.assert_allclose(solved, dense_solve(vectors, strength, p), rtol=1e-6, atol=1e-9)
 
 
+@settings(deadline=None)
+@given(events=events_of_users, seed=st.integers(0, 2**32 - 1))
+def test_what_each_event_adds_to_a_score(events: list[tuple[int, str, int]], seed: int) -> None:
+    """A pin adds what is left of the dense solve if the user had preferred nothing else, with the same confidence."""
+    vectors = np.random.default_rng(seed).normal(size=(40, 8)).astype(np.float32)
+    p = parameters(vectors)
+    told, solved = folded(vectors, events, p)
+    of_pins, asked = vectors[[int(pin) for pin in told.pins]], vectors[:7]
+    found = fold_in.contributions(of_pins, told.strengths, p, asked)
+    wide = vectors.astype(np.float64)
+    confidence = np.ones(len(wide))
+    for pin, strength in zip(told.pins, told.strengths, strict=True):
+        confidence[int(pin)] += p.alpha * abs(strength)
+    inverse = np.linalg.inv(wide.T @ np.diag(confidence) @ wide + p.regularization * np.eye(8))
+    for place, (pin, strength) in enumerate(zip(told.pins, told.strengths, strict=True)):
+        alone = confidence[int(pin)] * float(strength > 0) * inverse @ wide[int(pin)]
+        assert found[:, place] == pytest.approx(asked.astype(np.float64) @ alone, rel=1e-6, abs=1e-9)
+    if solved is not None:
+        assert found.sum(axis=1) == pytest.approx(asked.astype(np.float64) @ solved, rel=1e-6, abs=1e-9)
+
+
 def test_bought_and_hidden_pins_are_settled_over_all_events() -> None:
     vectors = np.eye(6, dtype=np.float32)
     events = [(0, "view", 9), (1, "hide", 8), (2, "purchase", 7), (3, "save", 6)]
