@@ -80,7 +80,9 @@ def test_every_table_has_a_blocking_check_and_the_sensor_runs_by_itself() -> Non
     graph = defs.resolve_asset_graph()
     checked = {key.asset_key for key in graph.asset_check_keys if graph.get(key).blocking}
     assert checked == {
-        key for key in graph.get_all_asset_keys() if key.path[0] in ("curated", "features", "base")
+        key
+        for key in graph.get_all_asset_keys()
+        if key.path[0] in ("curated", "curated_days", "features", "base")
     }
     assert chosen("automation").resolve(graph) == BUILT
 
