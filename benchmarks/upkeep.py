@@ -7,8 +7,8 @@ hour, orphans once a simulated day; snapshots expire after as many simulated hou
 row is lost or doubled, and the table says the last commit's position and epoch. Then two queries (a day, everything) on
 the table and on the same rows freshly written, in turns.
 
-A week is 60,480 commits of about 150 ms each on two cores, and the pauses between them: `--simulated-days 7` takes three
-hours. Half of a commit is reading and writing the metadata of all snapshots that are kept; with
+A week is 60,480 commits of about 150 ms each on two cores, and the pauses between them: `--simulated-days 7` takes
+three hours. Half of a commit is reading and writing the metadata of all snapshots that are kept; with
 `TIDEMARK__MAINTENANCE__SNAPSHOT_HOURS=1` there are a sixth of them, and nothing else that is measured changes.
 """
 

@@ -242,4 +242,5 @@ beside_checks = [
 ]
 candidate_checks = [candidate_check(spec) for spec in INDICES.values()]
 copy_checks = [copy_check(spec) for spec in INDICES.values()]
-all_checks = [*suite_checks, *days_checks, *beside_checks, *candidate_checks, *copy_checks]
+build_checks = [*suite_checks, *beside_checks, *candidate_checks, *copy_checks]
+all_checks = [*build_checks, *days_checks]
