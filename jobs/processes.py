@@ -32,6 +32,7 @@ from pipelines.settings import ROOT, Settings
 
 TOKEN = "TIDEMARK_PROCESS"
 PORT_PATIENCE_S = 5.0
+EXEC_READS, EXEC_READ_EVERY_S = 20, 0.005
 Say = Callable[[str], None]
 
 
@@ -150,10 +151,21 @@ def _pids() -> list[int]:
 
 
 def _environment(pid: int) -> list[bytes]:
+    """What it was started with; nothing when it is gone, is another user's, or is the kernel's own.
+
+    A process shows an empty environment for a moment while it executes a new program: it is read again, else
+    a sweep in that moment would leave a child behind.
+    """
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        for _ in range(EXEC_READS):
+            if (environment := Path(f"/proc/{pid}/environ").read_bytes()) or not Path(
+                f"/proc/{pid}/exe"
+            ).exists():
+                return environment.split(b"\0")
+            time.sleep(EXEC_READ_EVERY_S)
     except OSError:
-        return []
+        pass
+    return []
 
 
 def _rss_mb(pids: Sequence[int]) -> int | None:

@@ -81,6 +81,22 @@ def test_children_in_their_own_group_end_with_it(keeper: Supervisor) -> None:
     assert [pid for pid in pids if processes.start_time(pid)] == []
 
 
+def test_a_child_in_the_middle_of_exec_belongs_to_it_already(
+    keeper: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.start(script(SLEEP))
+    began = record(keeper)
+    for _ in range(100):  # one in ten or so is looked at before its environment is there
+        child = subprocess.Popen(["sleep", "60"], env=os.environ | {processes.TOKEN: began.token})
+        monkeypatch.setattr(processes, "_pids", lambda pid=child.pid: [pid])
+        try:
+            assert processes.members(began) == [child.pid]
+        finally:
+            child.kill()
+            child.wait()
+    monkeypatch.undo()
+
+
 def test_after_kill_9_up_ends_the_orphans_and_starts_again(keeper: Supervisor) -> None:
     worker = script(PARENT)
     keeper.start(worker)
