@@ -24,6 +24,15 @@ from pipelines.preflight import find_java
 from pipelines.settings import CATALOG, ROOT, Settings
 
 
+WITHOUT_SUBPROCESSES = {
+    "spark.hadoop.fs.file.impl": "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem",
+    "spark.sql.streaming.checkpointFileManagerClass": "org.apache.spark.sql.execution.streaming.checkpointing."
+    "FileSystemBasedCheckpointFileManager",
+}
+"""Hadoop's own file system of the local disk starts a `chmod` for each file and folder that it makes, and a second one
+for the file of its checksum, unless Hadoop's native library is there, which pyspark does not carry (docs/adr/0016)."""
+
+
 class SparkError(TidemarkError):
     """A Spark session could not be had."""
 
@@ -162,6 +171,7 @@ def _options(settings: Settings, archives: list[Path], scratch: Path, has_small_
         options["spark.driver.extraClassPath"] = os.pathsep.join(map(str, archives))
         options["spark.python.daemon.module"] = "pipelines.worker_daemon"
         options["spark.driver.host"] = options["spark.driver.bindAddress"] = "127.0.0.1"
+        options |= WITHOUT_SUBPROCESSES
     else:
         options["spark.jars"] = ",".join(map(str, archives))
     return options
