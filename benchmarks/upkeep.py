@@ -1,15 +1,18 @@
 """A simulated week of the archive stream, one commit each 10 s, with maintenance beside it: does the table stay good?
 
 One process commits as Iceberg's own streaming writer does (a fast append of one file: its manifests are left to
-maintenance), with the epoch and the position in the summary as the archive stream has them, and with a pause of `--pause-ms` in place of the 10 s: with none at all, nobody else could commit. The rows carry
-the simulated time, so that the table has its partitions. Another process runs the shipped maintenance each simulated
-hour, orphans once a simulated day; snapshots expire after as many simulated hours as the settings say. Afterwards: no
-row is lost or doubled, and the table says the last commit's position and epoch. Then two queries (a day, everything) on
-the table and on the same rows freshly written, in turns.
+maintenance), with the epoch and the position in the summary as the archive stream has them, and with a pause of
+`--pause-ms` in place of the 10 s: with none at all, nobody else could commit. The rows carry the simulated time, so
+that the table has its partitions. Another process runs the shipped maintenance each simulated hour, orphans once a
+simulated day; snapshots expire after as many simulated hours as the settings say. Afterwards: no row is lost or
+doubled, and the table says the last commit's position and epoch. Then two queries (a day, everything) on the table and
+on the same rows freshly written, in turns.
 
-A week is 60,480 commits of about 150 ms each on two cores, and the pauses between them: `--simulated-days 7` takes
-three hours. Half of a commit is reading and writing the metadata of all snapshots that are kept; with
-`TIDEMARK__MAINTENANCE__SNAPSHOT_HOURS=1` there are a sixth of them, and nothing else that is measured changes.
+A week is 60,480 commits of about a tenth of a second each on two cores, and the pauses between them:
+`--simulated-days 7` takes hours. With `--home`, one that was stopped goes on where it was, and what the earlier pieces
+did and failed to do counts (`commit_ms` and `streamed_s` are of the last piece). Much of a commit is reading and
+writing the metadata of all snapshots that are kept; with `TIDEMARK__MAINTENANCE__SNAPSHOT_HOURS=1` there are a sixth of
+them.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from benchmarks.harness import BenchmarkError, say
 from pipelines import lake, maintenance, storage
 from pipelines import settings as settings_module
 from pipelines.indexing.position import Position
-from pipelines.maintenance import Ages, MaintenanceError, TableReport
+from pipelines.maintenance import Ages, MaintenanceError
 from pipelines.settings import ROOT, Settings
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ COMMITS_AN_HOUR = 3_600 // COMMIT_EVERY_S
 TOPIC_ID = "user-interactions@simulated"
 PARTITIONS = 2
 ROUNDS = 9
+COUNTED = ("retries", "seconds", "files_rewritten", "bytes_rewritten", "snapshots_expired")
 
 
 def main(given: Sequence[str]) -> int:
@@ -90,9 +94,11 @@ class Stream(NamedTuple):
 def measure(spark: SparkSession, settings: Settings, stream: Stream) -> dict[str, Any]:
     """The simulated time, then the checks and the queries."""
     commits, rows = stream.commits, stream.rows
+    diary = Diary(settings.home / "upkeep.jsonl")
     began = time.monotonic()
-    with _Writer(settings, stream) as writer:
-        upkeep = _maintain_beside(spark, settings, writer)
+    with _Writer(settings, stream, diary) as writer:
+        _maintain_beside(spark, settings, writer, diary)
+    upkeep = diary.upkeep()
     streamed_s = time.monotonic() - began
     check(spark, settings, commits, rows)
     sizes = storage.file_sizes(spark, SPEC)
@@ -103,7 +109,7 @@ def measure(spark: SparkSession, settings: Settings, stream: Stream) -> dict[str
     return {
         "max_files_per_partition": max(map(len, sizes.values())),
         "small_file_pct": small_pct,
-        "failed_commits": writer.failed + upkeep["failed"],
+        "failed_commits": len(diary.of("failed_commit")) + upkeep["failed"],
         "query_slowdown": max(slowdowns.values()),
         "metadata_mb": round(measured["metadata_bytes"] / 2**20, 2),
         "commits": commits,
@@ -117,8 +123,38 @@ def measure(spark: SparkSession, settings: Settings, stream: Stream) -> dict[str
         "manifests": measured["manifests"],
         "maintenance": upkeep,
         "streamed_s": round(streamed_s),
+        "pieces": len(diary.of("began")),
         "beside": ["the writer and maintenance, in a process each"],
     }
+
+
+class Diary(NamedTuple):
+    """What has been done so far, a line of JSON each, in the home: a piece that goes on knows what came before it."""
+
+    file: Path
+
+    def note(self, kind: str, **said: Any) -> None:
+        """Keep a line."""
+        with self.file.open("a") as file:
+            file.write(json.dumps({"kind": kind, **said}) + "\n")
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of a kind, oldest first."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+    def upkeep(self) -> dict[str, Any]:
+        """What maintenance did in all pieces."""
+        passes = self.of("pass")
+        return {
+            "failed": len(self.of("failed_pass")),
+            "passes": len(passes),
+            "retries": sum(done["retries"] for done in passes),
+            "seconds_median": round(statistics.median(done["seconds"] for done in passes), 1),
+            "files_rewritten": sum(done["files_rewritten"] for done in passes),
+            "mb_rewritten": round(sum(done["bytes_rewritten"] for done in passes) / 2**20, 1),
+            "snapshots_expired": sum(done["snapshots_expired"] for done in passes),
+        }
 
 
 # ------------------------------------------------------------------------------------------------ the writer
@@ -127,11 +163,12 @@ def measure(spark: SparkSession, settings: Settings, stream: Stream) -> dict[str
 class _Writer:
     """The process that commits; `clock` has the wall time, in ms, of each of its commits so far."""
 
-    def __init__(self, settings: Settings, stream: Stream) -> None:
+    def __init__(self, settings: Settings, stream: Stream, diary: Diary) -> None:
         self.commits = stream.commits
-        self.clock: list[int] = []
-        self.failed = 0
+        self.clock = _earlier(settings)
         self.milliseconds: dict[str, float] = {}
+        self._diary = diary
+        diary.note("began", commit=len(self.clock))
         settings.paths.logs.mkdir(parents=True, exist_ok=True)
         self._log = settings.paths.logs / "writer.log"
         with self._log.open("w") as log:
@@ -152,8 +189,10 @@ class _Writer:
             said = json.loads(line)
             if "at_ms" in said:
                 self.clock.append(said["at_ms"])
+            elif "failed_epoch" in said:
+                self._diary.note("failed_commit", epoch=said["failed_epoch"])
             else:
-                self.failed, self.milliseconds = said["failed"], said["milliseconds"]
+                self.milliseconds = said["milliseconds"]
 
     def await_commits(self, wanted: int) -> bool:
         """Return when so many are committed; False: all of them are.
@@ -169,7 +208,7 @@ class _Writer:
 
     def wall_ms(self, commit: int) -> int:
         """When a commit was made; 0 for one before the first."""
-        return self.clock[commit] if commit >= 0 else 0
+        return self.clock[commit] if commit >= 0 else 0  # 0, too, for one whose snapshot has expired
 
     def __enter__(self) -> Self:
         return self
@@ -179,6 +218,20 @@ class _Writer:
             self._process.terminate()
         self._process.wait()
         self._thread.join()
+
+
+def _earlier(settings: Settings) -> list[int]:
+    """The wall time of each commit of the earlier pieces; 0 where its snapshot has expired."""
+    clock = [0] * _next_epoch(settings)
+    for snapshot in lake.ancestors(settings, SPEC.name):
+        if lake.STREAM in snapshot.summary:
+            clock[int(snapshot.summary[lake.EPOCH])] = snapshot.committed_at_ms
+    return clock
+
+
+def _next_epoch(settings: Settings) -> int:
+    held = lake.committed_epoch(settings, SPEC.name, "archive", 1)
+    return held[1] + 1 if held else 0
 
 
 def write(settings: Settings, stream: Stream) -> None:
@@ -194,7 +247,7 @@ def write(settings: Settings, stream: Stream) -> None:
     assert held is not None
     schema = schema_to_pyarrow(held.schema())
     folder = Path(urlsplit(held.location()).path) / "data"
-    rows, failed, epoch = stream.rows, 0, 0
+    rows, epoch = stream.rows, _next_epoch(settings)
     took = []
     while epoch < stream.commits:
         file, day = _written(folder, schema, epoch, rows, stream.seed)
@@ -207,17 +260,16 @@ def write(settings: Settings, stream: Stream) -> None:
         try:
             update.commit()
         except Exception as error:  # the stream's host would run the epoch again, if it is not there
-            failed += 1
             print(f"epoch {epoch}: {error}", file=sys.stderr, flush=True)
-            if (lake.committed_epoch(settings, SPEC.name, "archive", 1) or (1, -1))[1] < epoch:
+            print(json.dumps({"failed_epoch": epoch}), flush=True)
+            if _next_epoch(settings) <= epoch:
                 continue
         took.append(time.perf_counter() - began)
         print(json.dumps({"at_ms": time.time_ns() // 1_000_000}), flush=True)
         epoch += 1
         time.sleep(stream.pause_ms / 1000)
-    p50, p99, most = harness.percentiles(took, (50, 99, 100), 1000, 1)
-    milliseconds = {"p50": p50, "p99": p99, "max": most}
-    print(json.dumps({"failed": failed, "milliseconds": milliseconds}), flush=True)
+    p50, p99, most = harness.percentiles(took, (50, 99, 100), 1000, 1) if took else (0.0, 0.0, 0.0)
+    print(json.dumps({"milliseconds": {"p50": p50, "p99": p99, "max": most}}), flush=True)
     spark.stop()
 
 
@@ -281,11 +333,10 @@ def _written(folder: Path, schema: pa.Schema, epoch: int, rows: int, seed: int) 
 # ------------------------------------------------------------------------------------------------ beside it
 
 
-def _maintain_beside(spark: SparkSession, settings: Settings, writer: _Writer) -> dict[str, Any]:
+def _maintain_beside(spark: SparkSession, settings: Settings, writer: _Writer, diary: Diary) -> None:
     """Maintenance each simulated hour, later where one takes longer; the last time when all is written."""
-    reports: list[TableReport] = []
-    failed, due = 0, COMMITS_AN_HOUR
     hours_kept = settings.maintenance.snapshot_hours
+    due = _due_after(len(writer.clock))
     is_going = True
     while is_going:
         is_going = writer.await_commits(due)
@@ -297,21 +348,16 @@ def _maintain_beside(spark: SparkSession, settings: Settings, writer: _Writer) -
         try:
             report = maintenance.maintain_table(spark, settings, SPEC, old=old, has_orphans=is_daily)
             assert report is not None
-            reports.append(report)
+            diary.note("pass", **{name: getattr(report, name) for name in COUNTED})
             say(f"{at:,} of {writer.commits:,} commits: {report.to_json()}")
         except MaintenanceError as error:
-            failed += 1
+            diary.note("failed_pass", error=str(error))
             say(str(error))
-        due = at - at % COMMITS_AN_HOUR + COMMITS_AN_HOUR
-    return {
-        "failed": failed,
-        "passes": len(reports),
-        "retries": sum(report.retries for report in reports),
-        "seconds_median": round(statistics.median(report.seconds for report in reports), 1),
-        "files_rewritten": sum(report.files_rewritten for report in reports),
-        "mb_rewritten": round(sum(report.bytes_rewritten for report in reports) / 2**20, 1),
-        "snapshots_expired": sum(report.snapshots_expired for report in reports),
-    }
+        due = _due_after(at)
+
+
+def _due_after(commits: int) -> int:
+    return commits - commits % COMMITS_AN_HOUR + COMMITS_AN_HOUR
 
 
 # ------------------------------------------------------------------------------------------------ what came of it

@@ -23,7 +23,6 @@ from pipelines.errors import TidemarkError
 from pipelines.preflight import find_java
 from pipelines.settings import CATALOG, ROOT, Settings
 
-
 WITHOUT_SUBPROCESSES = {
     "spark.hadoop.fs.file.impl": "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem",
     "spark.sql.streaming.checkpointFileManagerClass": "org.apache.spark.sql.execution.streaming.checkpointing."
