@@ -23,13 +23,9 @@ from pipelines.errors import TidemarkError
 from pipelines.preflight import find_java
 from pipelines.settings import CATALOG, ROOT, Settings
 
-WITHOUT_SUBPROCESSES = {
-    "spark.hadoop.fs.file.impl": "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem",
-    "spark.sql.streaming.checkpointFileManagerClass": "org.apache.spark.sql.execution.streaming.checkpointing."
-    "FileSystemBasedCheckpointFileManager",
-}
-"""Hadoop's own file system of the local disk starts a `chmod` for each file and folder that it makes, and a second one
-for the file of its checksum, unless Hadoop's native library is there, which pyspark does not carry (docs/adr/0016)."""
+BARE = "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem"
+"""The local disk without starting processes: Hadoop's own starts a `chmod` for each file and folder that it makes, and
+one more for the file of its checksum (docs/adr/0016)."""
 
 
 class SparkError(TidemarkError):
@@ -132,6 +128,10 @@ def _catalog(settings: Settings) -> dict[str, str]:
         options["jdbc.schema-version"] = "V1"
     if lake.sqlite_path:
         options["clients"] = "1"
+    if settings.spark.is_local:
+        # Not for all that Spark reads: it does not list a folder that is a link, and files of a user's may be in one.
+        options["hadoop.fs.file.impl"] = BARE
+        options["hadoop.fs.file.impl.disable.cache"] = "true"
     prefix = f"spark.sql.catalog.{CATALOG}"
     return {prefix: "org.apache.iceberg.spark.SparkCatalog"} | {
         f"{prefix}.{name}": value for name, value in options.items()
@@ -170,7 +170,12 @@ def _options(settings: Settings, archives: list[Path], scratch: Path, has_small_
         options["spark.driver.extraClassPath"] = os.pathsep.join(map(str, archives))
         options["spark.python.daemon.module"] = "pipelines.worker_daemon"
         options["spark.driver.host"] = options["spark.driver.bindAddress"] = "127.0.0.1"
-        options |= WITHOUT_SUBPROCESSES
+        if has_small_jobs:
+            options["spark.hadoop.fs.file.impl"] = BARE
+            checkpointing = "org.apache.spark.sql.execution.streaming.checkpointing"
+            options["spark.sql.streaming.checkpointFileManagerClass"] = (
+                f"{checkpointing}.FileSystemBasedCheckpointFileManager"
+            )
     else:
         options["spark.jars"] = ",".join(map(str, archives))
     return options

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deltalake
@@ -7,7 +8,7 @@ from pyiceberg.catalog import load_catalog
 
 from pipelines.ingest import broker as embedded
 from pipelines.settings import CATALOG, Settings
-from pipelines.spark import session
+from pipelines.spark import _options, session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -78,3 +79,19 @@ def test_kafka_is_a_source(spark: "SparkSession", broker: Settings) -> None:
         .collect()
     )
     assert [(bytes(row.key), bytes(row.value)) for row in found] == [(b"k", b"v")]
+
+
+def test_tables_are_written_without_starting_a_process(own_spark: "SparkSession", settings: Settings) -> None:
+    own_spark.sql(f"CREATE NAMESPACE {CATALOG}.raw")
+    own_spark.range(4).writeTo(f"{CATALOG}.raw.numbers").create()
+    table = own_spark._jvm.org.apache.iceberg.spark.Spark3Util.loadIcebergTable(
+        own_spark._jsparkSession, f"{CATALOG}.raw.numbers"
+    )
+    path = own_spark._jvm.org.apache.hadoop.fs.Path(table.location())
+    system = path.getFileSystem(table.io().conf())
+    assert system.getRawFileSystem().toString() == "NakedLocalFS", "Hadoop's own starts `chmod` for each file"
+
+
+def test_what_a_user_reads_goes_through_hadoops_own_file_system(settings: Settings, tmp_path: Path) -> None:
+    options = _options(settings, [], tmp_path, has_small_jobs=False)
+    assert "spark.hadoop.fs.file.impl" not in options, "the other one does not list a folder that is a link"
