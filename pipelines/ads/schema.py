@@ -1,0 +1,330 @@
+"""The tables of an ads account: their keys, references and columns, and what a value may be.
+
+Belongs here: the declaration that the contract of `ads-changes`, the repository, its dump, the source database and the
+generator all follow, and the check of one value. Does not belong here: what is made of the columns, and how versions of
+a row are merged.
+
+A table may have more columns than are declared: they flow, are stored, and are used once they are declared.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+CONTROL, CONTENT, PERFORMANCE = "control", "content", "performance"
+"""The column families: what decides whether and how an ad is served; what it shows; how it has done."""
+
+MAX_USD_MICROS = 10**15
+MAX_COUNT = 10**15
+MAX_TIME_MS = 4_133_980_800_000  # the end of 2100
+MAX_TEXT_BYTES = 4_096
+MAX_TERM_BYTES = 256
+MAX_TERMS = 1_000
+
+INTEGER, NUMBER, BOOLEAN, TEXT, TERMS, TIME, ID = (
+    "integer",
+    "number",
+    "boolean",
+    "text",
+    "terms",
+    "time",
+    "id",
+)
+"""The types: `terms` is a list of texts, `time` is ms since 1970 (ISO 8601 is taken, too), `id` names another row."""
+
+
+class Column(NamedTuple):
+    """A column of a source table.
+
+    Attributes:
+        name: Its name, with the unit where there is one.
+        type: One of those above.
+        doc: What it says.
+        family: The column family that it belongs to.
+        choices: The texts that it may be; empty: any.
+        least: Of a number.
+        most: Of a number.
+    """
+
+    name: str
+    type: str
+    doc: str
+    family: str = CONTROL
+    choices: tuple[str, ...] = ()
+    least: float = 0
+    most: float = MAX_COUNT
+
+
+class Reference(NamedTuple):
+    """A column that holds the key of a row of another table."""
+
+    column: str
+    table: str
+
+
+class Table(NamedTuple):
+    """A source table: `key` names a row; `references` are columns of `columns`."""
+
+    name: str
+    key: str
+    columns: tuple[Column, ...]
+    references: tuple[Reference, ...] = ()
+
+    def column(self, name: str) -> Column | None:
+        """The declared column of that name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def of_family(self, family: str) -> tuple[Column, ...]:
+        """The columns of a family."""
+        return tuple(column for column in self.columns if column.family == family)
+
+
+STATUSES = ("active", "paused", "archived", "draft")
+REVIEWS = ("approved", "pending", "rejected")
+OBJECTIVES = ("awareness", "consideration", "conversions", "catalogue_sales", "video_views")
+CREATIVES = ("image", "video", "carousel", "collection", "shopping", "coupon")
+AGE_BUCKETS = ("18-24", "25-34", "35-44", "45-49", "50-54", "55-64", "65+")
+GENDERS = ("female", "male", "unspecified")
+DEVICES = ("web", "web_mobile", "ios_phone", "ios_tablet", "android_phone", "android_tablet")
+PLACEMENTS = ("browse", "search", "related_pins", "board")
+BID_STRATEGIES = ("automatic", "maximum", "target_average")
+BILLING_EVENTS = ("impression", "click", "engagement", "video_view", "conversion")
+
+
+def _status(what: str) -> Column:
+    return Column("status", TEXT, f"whether the {what} is meant to run", choices=STATUSES)
+
+
+def _usd_micros(name: str, doc: str, family: str = CONTROL) -> Column:
+    return Column(name, INTEGER, doc, family, most=MAX_USD_MICROS)
+
+
+def _time(name: str, doc: str, family: str = CONTROL) -> Column:
+    return Column(name, TIME, doc, family, most=MAX_TIME_MS)
+
+
+def _share(name: str, doc: str, family: str) -> Column:
+    return Column(name, NUMBER, doc, family, most=1.0)
+
+
+def _targeted(name: str, what: str, choices: tuple[str, ...] = ()) -> tuple[Column, Column]:
+    return (
+        Column(name, TERMS, f"only {what}; empty: any", choices=choices),
+        Column(f"excluded_{name}", TERMS, f"never {what}", choices=choices),
+    )
+
+
+ADVERTISERS = Table(
+    "advertisers",
+    "advertiser_id",
+    (
+        Column("name", TEXT, "what it is called"),
+        _status("advertiser"),
+        Column("country", TEXT, "where it is billed; ISO 3166-1 alpha-2"),
+        Column("currency", TEXT, "what it is billed in; ISO 4217"),
+        Column("time_zone", TEXT, "in which its days begin; IANA"),
+        Column("industry", TEXT, "what it is in"),
+        Column("domain", TEXT, "whose web site it owns"),
+        Column("is_domain_verified", BOOLEAN, "whether it has proved that"),
+        Column("blocked_categories", TERMS, "beside what its ads are not shown"),
+        _usd_micros("balance_usd_micros", "what it has left to spend"),
+        _usd_micros("spend_cap_usd_micros", "what it may spend in a day over all its campaigns"),
+    ),
+)
+
+CAMPAIGNS = Table(
+    "campaigns",
+    "campaign_id",
+    (
+        Column("advertiser_id", ID, "whose it is"),
+        Column("name", TEXT, "what it is called"),
+        _status("campaign"),
+        Column("objective", TEXT, "what it is for", choices=OBJECTIVES),
+        _usd_micros("daily_budget_usd_micros", "what it may spend in a day"),
+        _usd_micros("lifetime_budget_usd_micros", "what it may spend at all"),
+        Column("is_budget_shared", BOOLEAN, "whether its ad groups spend from its budget"),
+        _time("starts_at", "from when on it runs"),
+        _time("ends_at", "until when it runs"),
+        Column("frequency_cap", INTEGER, "how often a user may see it", most=10_000),
+        Column("frequency_cap_days", INTEGER, "in how many days", most=366),
+        Column("bid_multiplier", NUMBER, "by what the bids of its ad groups are multiplied", most=100.0),
+        Column("labels", TERMS, "by which its owner sorts it"),
+    ),
+    (Reference("advertiser_id", "advertisers"),),
+)
+
+AD_GROUPS = Table(
+    "ad_groups",
+    "ad_group_id",
+    (
+        Column("campaign_id", ID, "what it is part of"),
+        Column("name", TEXT, "what it is called"),
+        _status("ad group"),
+        _usd_micros("bid_usd_micros", "what one billable event is worth"),
+        Column("bid_strategy", TEXT, "how the bid is meant", choices=BID_STRATEGIES),
+        Column("billing_event", TEXT, "what is paid for", choices=BILLING_EVENTS),
+        _usd_micros("daily_budget_usd_micros", "what it may spend in a day"),
+        _time("starts_at", "from when on it runs"),
+        _time("ends_at", "until when it runs"),
+        Column("placements", TERMS, "where its ads are shown; empty: everywhere", choices=PLACEMENTS),
+        *_targeted("countries", "in these countries (ISO 3166-1 alpha-2)"),
+        *_targeted("interests", "to users of these interests"),
+        *_targeted("age_buckets", "to users of these ages", AGE_BUCKETS),
+        *_targeted("genders", "to users of these genders", GENDERS),
+        *_targeted("devices", "on these devices", DEVICES),
+        *_targeted("keywords", "to searches that have one of these words"),
+        *_targeted("languages", "to users of these languages (ISO 639-1)"),
+        Column("is_targeting_expanded", BOOLEAN, "whether interests may be widened to like ones"),
+        Column("conversion_window_days", INTEGER, "how long after a click a sale is its doing", most=366),
+    ),
+    (Reference("campaign_id", "campaigns"),),
+)
+
+ADS = Table(
+    "ads",
+    "ad_id",
+    (
+        Column("ad_group_id", ID, "what it is part of"),
+        Column("pin_id", ID, "what it shows"),
+        Column("name", TEXT, "what it is called"),
+        _status("ad"),
+        Column("review_status", TEXT, "what the review said", choices=REVIEWS),
+        Column("creative_type", TEXT, "what kind of creative it is", choices=CREATIVES),
+        Column("destination_url", TEXT, "where a click leads"),
+        Column("tracking_url", TEXT, "who is told of an impression"),
+        Column("call_to_action", TEXT, "what its button says"),
+        Column("bid_multiplier", NUMBER, "by what its ad group's bid is multiplied", most=100.0),
+        Column("is_removable", BOOLEAN, "whether a user may hide it"),
+        _time("created_at", "when it was made"),
+        *(
+            Column(f"{what}_{days}d", INTEGER, f"{what} of the last {days} days", PERFORMANCE)
+            for what in ("impressions", "clicks", "saves", "closeups", "hides", "conversions")
+            for days in (1, 7, 28)
+        ),
+        *(
+            _usd_micros(f"{what}_{days}d_usd_micros", f"{what} of the last {days} days", PERFORMANCE)
+            for what in ("spend", "revenue")
+            for days in (1, 7, 28)
+        ),
+        _time("measured_at", "until when its performance was measured", PERFORMANCE),
+    ),
+    (Reference("ad_group_id", "ad_groups"), Reference("pin_id", "pins")),
+)
+
+PINS = Table(
+    "pins",
+    "pin_id",
+    (
+        Column("image_signature", ID, "its image's fingerprint", CONTENT),
+        Column("title", TEXT, "its title", CONTENT),
+        Column("description", TEXT, "what it says", CONTENT),
+        Column("link", TEXT, "where it leads", CONTENT),
+        Column("category", TEXT, "what kind of thing it shows", CONTENT),
+        Column("department", TEXT, "the category's", CONTENT),
+        Column("brand", TEXT, "whose product it is", CONTENT),
+        Column("language", TEXT, "of its text; ISO 639-1", CONTENT),
+        _usd_micros("price_usd_micros", "what the product costs", CONTENT),
+        Column("is_available", BOOLEAN, "whether the product can be had", CONTENT),
+        Column("annotations", TERMS, "words that describe it", CONTENT),
+        Column("interests", TERMS, "whom it interests", CONTENT),
+        Column("saves", INTEGER, "how often it was saved", CONTENT),
+        _time("created_at", "when it was made", CONTENT),
+    ),
+    (Reference("image_signature", "images"),),
+)
+
+IMAGES = Table(
+    "images",
+    "image_signature",
+    (
+        Column("width_px", INTEGER, "its width", CONTENT, most=100_000),
+        Column("height_px", INTEGER, "its height", CONTENT, most=100_000),
+        Column("dominant_color", TEXT, "its main color; #rrggbb", CONTENT),
+        Column("annotations", TERMS, "words for what is seen on it", CONTENT),
+        Column("objects", TERMS, "things that were found on it", CONTENT),
+        _share("text_share", "how much of it is text", CONTENT),
+        _share("sharpness", "how sharp it is", CONTENT),
+        _share("safety", "how sure it is that everybody may see it", CONTENT),
+        _share("aesthetics", "how pleasing it is", CONTENT),
+        Column("is_animated", BOOLEAN, "whether it moves", CONTENT),
+    ),
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table for table in (ADVERTISERS, CAMPAIGNS, AD_GROUPS, ADS, PINS, IMAGES)
+}
+"""Every table by its name; a table comes after those that refer to none of it."""
+
+WIDEST = max(len(table.columns) for table in TABLES.values())
+
+
+class Impossible(ValueError):
+    """A value that a column cannot have; the message says what it may be."""
+
+
+def checked(column: Column, value: Any) -> Any:
+    """A JSON value as the repository keeps it; None stays None, terms are sorted and each is there once.
+
+    Raises:
+        Impossible: It has another type, or is outside the limits.
+    """
+    if value is None:
+        return None
+    return _CHECKS[column.type](column, value)
+
+
+def _number(column: Column, value: Any) -> Any:
+    is_whole = column.type != NUMBER
+    wanted = (int,) if is_whole else (int, float)
+    if type(value) not in wanted:
+        raise Impossible(f"{_shown(value)} is not {'an integer' if is_whole else 'a number'}")
+    if not column.least <= value <= column.most:
+        raise Impossible(f"{_shown(value)} is not from {column.least:,} to {column.most:,}")
+    return value if is_whole else float(value)
+
+
+def _boolean(column: Column, value: Any) -> bool:
+    if type(value) is not bool:
+        raise Impossible(f"{_shown(value)} is neither true nor false")
+    return value
+
+
+def _text(column: Column, value: Any, most_bytes: int = MAX_TEXT_BYTES) -> str:
+    if type(value) is not str:
+        raise Impossible(f"{_shown(value)} is not a text")
+    if column.choices and value not in column.choices:
+        raise Impossible(f"{_shown(value)} is none of {', '.join(column.choices)}")
+    if len(value.encode()) > most_bytes:
+        raise Impossible(f"it has more than {most_bytes:,} bytes")
+    return value
+
+
+def _terms(column: Column, value: Any) -> list[str]:
+    if type(value) is not list:
+        raise Impossible(f"{_shown(value)} is not a list of texts")
+    if len(value) > MAX_TERMS:
+        raise Impossible(f"it has {len(value):,} terms, more than {MAX_TERMS:,}")
+    return sorted({_text(column, term, MAX_TERM_BYTES) for term in value})
+
+
+def _id(column: Column, value: Any) -> str:
+    found = _text(column, value, 512)
+    if not found or "\0" in found:
+        raise Impossible("an id is a text that is not empty and has no NUL")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_CHECKS = {
+    INTEGER: _number,
+    NUMBER: _number,
+    TIME: _number,
+    BOOLEAN: _boolean,
+    TEXT: _text,
+    TERMS: _terms,
+    ID: _id,
+}
