@@ -203,13 +203,14 @@ class FactCopy:
     def run(self) -> int:
         """Copies what is new, and says what is served; gives how many facts were copied.
 
-        Where that fails for an index, it is done for the others, and the first failure is raised.
+        Where that fails for an index, the log says so, it is done for the others, and the first failure is raised.
         """
         count, failed = 0, []
         for spec in INDICES.values():
             try:
                 count += self._run(spec)
             except Exception as error:
+                log.warning("facts of %s were not copied", spec.name, exc_info=error)
                 failed.append(error)
         if failed:
             raise failed[0]

@@ -12,6 +12,7 @@ from jobs import notebooks as running
 from pipelines.settings import Settings
 from quality import pages
 from quality.signals import catalogue, page
+from tests import quality_rows
 from tests import serving_world as world
 
 if TYPE_CHECKING:
@@ -46,26 +47,16 @@ def quality(settings: Settings) -> None:
 
 
 def _measure(table: str, audit: int, field: str, measure: str, value: float, **said: Any) -> dict[str, Any]:
-    most = said.get("most", 0.0)
-    return {
-        "at": datetime(2024, 3, 1, tzinfo=UTC) + timedelta(hours=4 * audit),
-        "table": table,
-        "snapshot_id": 4_620_170_873_812_487_234 + audit,
-        "batch": "all",
-        "kind": "nulls",
-        "field": field,
-        "measure": measure,
-        "value": value,
-        "text": None,
-        "least": None,
-        "most": most,
-        "basis": None if most is None else "declared" if measure == "null" else "history",
-        "is_passed": None if most is None else value <= most,
-        "is_blocking": False,
-        "detail": f"{field} of {measure}: a sentence that says what was found, and is longer than a narrow page",
-        "histogram": None,
+    return quality_rows.row(
+        datetime(2024, 3, 1, tzinfo=UTC) + timedelta(hours=4 * audit),
+        table,
+        field,
+        measure,
+        value,
+        detail=f"{field} of {measure}: a sentence that says what was found, and is longer than a narrow page",
+        **{"basis": None if said.get("most", 0.0) is None else "history"} if measure != "null" else {},
         **said,
-    }
+    )
 
 
 def notebooks(settings: Settings) -> None:

@@ -8,31 +8,15 @@ from typing import Any
 
 from pipelines.settings import Settings
 from quality import history, pages
+from tests import quality_rows
 
 AT = datetime(2024, 3, 1, 4, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+TABLE = "raw.pin_updates"
 
 
 def row(at: datetime, field: str, measure: str, value: float, **said: Any) -> dict[str, Any]:
-    return {
-        "at": at,
-        "table": "raw.pin_updates",
-        "snapshot_id": 7,
-        "batch": "all",
-        "kind": "nulls",
-        "field": field,
-        "measure": measure,
-        "value": value,
-        "text": None,
-        "least": None,
-        "most": 0.0,
-        "basis": "declared",
-        "is_passed": value == 0,
-        "is_blocking": False,
-        "detail": "",
-        "histogram": None,
-        **said,
-    }
+    return quality_rows.row(at, TABLE, field, measure, value, **said)
 
 
 class Tags(HTMLParser):
@@ -59,7 +43,7 @@ class Tags(HTMLParser):
 def test_a_page_has_every_measure_its_trend_and_no_markup_of_the_data(settings: Settings) -> None:
     rows = [row(AT + n * HOUR, "key", "null", float(n % 2)) for n in range(4)]
     rows.append(row(AT + 3 * HOUR, "<img src=x>", "unknown", 0.0, detail="<script>alert(1)</script>"))
-    page = pages.renew(settings, "raw.pin_updates", rows).read_text()
+    page = pages.renew(settings, TABLE, rows).read_text()
     tags = Tags(page)
     assert tags.open == []
     assert "script" not in tags.seen and "img" not in tags.seen

@@ -1,0 +1,121 @@
+"""What the rows of one ad say together: the tables that a document's family is joined of, and the columns of that join.
+
+Belongs here: the path from an ad to each table, the columns and types of a joined row, and the version of what is
+derived of it. Does not belong here: reading the rows (the repository, or its dump in batch), and what is made of them
+(`handlers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipelines.ads import schema
+from pipelines.ads.schema import CONTENT, CONTROL, PERFORMANCE, TABLES, Column, Table
+
+ROOT = "ads"
+KEY = "ad_id"
+
+ARROW = {
+    schema.INTEGER: pa.int64(),
+    schema.NUMBER: pa.float64(),
+    schema.BOOLEAN: pa.bool_(),
+    schema.TEXT: pa.string(),
+    schema.TERMS: pa.list_(pa.string()),
+    schema.TIME: pa.int64(),
+    schema.ID: pa.string(),
+}
+"""The Arrow type of each type of a source column; times are ms since 1970."""
+
+
+class Input(NamedTuple):
+    """A table that a family is joined of: how it is reached, and which of its column families counts.
+
+    Attributes:
+        table: Its name.
+        by: The table and the column that hold its key; None: the ad itself.
+        family: The column family whose stand is part of the document's version.
+    """
+
+    table: str
+    by: tuple[str, str] | None
+    family: str
+
+
+INPUTS: dict[str, tuple[Input, ...]] = {
+    CONTROL: (
+        Input("ads", None, CONTROL),
+        Input("ad_groups", ("ads", "ad_group_id"), CONTROL),
+        Input("campaigns", ("ad_groups", "campaign_id"), CONTROL),
+        Input("advertisers", ("campaigns", "advertiser_id"), CONTROL),
+    ),
+    CONTENT: (
+        Input("ads", None, CONTROL),
+        Input("pins", ("ads", "pin_id"), CONTENT),
+        Input("images", ("pins", "image_signature"), CONTENT),
+    ),
+    PERFORMANCE: (Input("ads", None, PERFORMANCE),),
+}
+"""Family of the document → what it is joined of, in order of reference: the order of the parts of its version."""
+
+
+def name_of(table: str, column: str) -> str:
+    """The name of a source column in a joined row: `campaigns.status`."""
+    return f"{table}.{column}"
+
+
+def columns(family: str) -> list[tuple[Table, Column]]:
+    """The source columns of a joined row; of an ad those of the family, and its references."""
+    found = []
+    for given in INPUTS[family]:
+        table = TABLES[given.table]
+        references = {reference.column for reference in table.references}
+        found += [
+            (table, column)
+            for column in table.columns
+            if column.family == family or (column.family == given.family and column.name in references)
+        ]
+    return found
+
+
+def arrow_schema(family: str) -> pa.Schema:
+    """The columns of a family's joined rows: the ad's key; of each table whether its row is there, its stand, and its
+    columns, which are null where it is not there."""
+    fields = [pa.field(KEY, pa.string())]
+    for given in INPUTS[family]:
+        fields += [
+            pa.field(name_of(given.table, "is_there"), pa.bool_()),
+            pa.field(name_of(given.table, "stand"), pa.int64()),
+        ]
+    fields += [
+        pa.field(name_of(table.name, column.name), ARROW[column.type]) for table, column in columns(family)
+    ]
+    return pa.schema(fields)
+
+
+def joined(family: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Joined rows as Arrow; what a row does not name is null, a stand 0, and a table not there."""
+    fields = arrow_schema(family)
+    missing: dict[str, Any] = {name_of(given.table, "is_there"): False for given in INPUTS[family]}
+    missing |= {name_of(given.table, "stand"): 0 for given in INPUTS[family]}
+    return pa.Table.from_pylist([{**missing, **row} for row in rows], schema=fields)
+
+
+def versions(family: str) -> list[str]:
+    """The columns of a joined row that are the version of what is derived of it, in their order."""
+    return [name_of(given.table, "stand") for given in INPUTS[family]]
+
+
+def changed_by(family: str, table: str) -> Sequence[Input]:
+    """The way back from a table to the ads that are joined of it: the table itself first, the ad last.
+
+    Raises:
+        KeyError: The family is not joined of it.
+    """
+    by_table = {given.table: given for given in INPUTS[family]}
+    way = [by_table[table]]
+    while (reference := way[-1].by) is not None:
+        way.append(by_table[reference[0]])
+    return way
