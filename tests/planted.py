@@ -254,6 +254,41 @@ BUGS = (
         "pass",
         ("timeline",),
     ),
+    Bug(
+        "a document that changed again is found as it was before, too",
+        "changed:Changed.with_part",
+        "_without(is_alive, held.find(hashed))",
+        "is_alive",
+        ("search",),
+    ),
+    Bug(
+        "merged parts keep what a newer part replaced",
+        "changed:_alive",
+        "held if is_alive.all() else held.only(np.flatnonzero(is_alive))",
+        "held",
+        ("search",),
+    ),
+    Bug(
+        "the terms of a part that was merged stay with the rows that they had",
+        "changed:Part.only",
+        "place[self.terms.row[kept]]",
+        "self.terms.row[kept]",
+        ("search",),
+    ),
+    Bug(
+        "a changed document passes with a refused term",
+        "changed:Part.passing",
+        "passing[self.terms.of(field, term)] = False",
+        "pass",
+        ("search",),
+    ),
+    Bug(
+        "a changed document is found in the base, too",
+        "documents:DocumentsView._passing",
+        " & ~self._changed.of(shard)",
+        "",
+        ("search",),
+    ),
 )
 
 

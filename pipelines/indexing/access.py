@@ -8,9 +8,10 @@ Ordinals number the keys of a shard in the order of its ``keys`` file.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ EXACT_ROWS = 20_000
 GRAPH_SHARE = 400
 """A graph is used only if fewer than one in so many of its rows is asked for."""
 GRAPH_LINKS, GRAPH_BREADTH = 16, 120
+DENSE_SHARE = 32
+"""A term that at least one in so many documents has is kept as bits, which are then no larger than its posting list."""
 FIRST_ROWS = 4096
 """An exact scan looks at so many of the longest vectors before it knows how long a vector must be."""
 ROUNDING = 1e-4
@@ -138,10 +141,32 @@ def term_bytes(term: Any) -> bytes:
     return (term if isinstance(term, str) else str(term)).encode()
 
 
+class Filter(NamedTuple):
+    """Which documents pass: those that have at least one term of every clause, and none that is refused.
+
+    A clause is an inverted field and its terms; likewise ``refused``.
+    """
+
+    clauses: tuple[tuple[str, frozenset[Any]], ...] = ()
+    refused: tuple[tuple[str, frozenset[Any]], ...] = ()
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that it names."""
+        return frozenset(field for field, _ in (*self.clauses, *self.refused))
+
+
+def equal_to(where: Mapping[str, Any]) -> Filter:
+    """The documents that have each of these terms; ``where``: inverted field → term."""
+    return Filter(tuple((field, frozenset([term])) for field, term in where.items()))
+
+
 class Postings:
     """The mapped posting lists of one field in one shard; ``folder`` None: of a base that lacks the column."""
 
-    def __init__(self, path: Inverted, folder: Path | None) -> None:
+    def __init__(self, path: Inverted, folder: Path | None, document_count: int) -> None:
+        self._count = document_count
+        self._dense: dict[int, np.ndarray] = {}
         if folder is None:
             nothing = np.empty(0, np.uint64)
             self.hashes, self.ordinals = Hashes(nothing, nothing), np.empty(0, np.uint32)
@@ -153,8 +178,40 @@ class Postings:
 
     def of(self, term: Any) -> np.ndarray:
         """The ordinals of the documents that have the term, ascending; uint32."""
-        at = fact.find(self.hashes, fact.hash_keys([term_bytes(term)]))[0]
+        at = self._find(term)
         return self.ordinals[self.starts[at] : self.ends[at]] if at >= 0 else self.ordinals[:0]
+
+    def any_of(self, terms: Collection[Any]) -> np.ndarray:
+        """The documents that have at least one of the terms: a bit for each, packed as numpy packs them; read only."""
+        found: np.ndarray | None = None
+        few: list[np.ndarray] = []
+        for at in {self._find(term) for term in terms} - {-1}:
+            if (self.ends[at] - self.starts[at]) * DENSE_SHARE >= self._count:
+                bits = self._bits(at)
+                found = bits if found is None else found | bits
+            else:
+                few.append(self.ordinals[self.starts[at] : self.ends[at]])
+        if few or found is None:
+            rest = np.packbits(_marked(self._count, few))
+            found = rest if found is None else found | rest
+        return found
+
+    def _find(self, term: Any) -> int:
+        return int(fact.find(self.hashes, fact.hash_keys([term_bytes(term)]))[0])
+
+    def _bits(self, at: int) -> np.ndarray:
+        """A term that many documents have, as bits; kept."""
+        if at not in self._dense:
+            whole = [self.ordinals[self.starts[at] : self.ends[at]]]
+            self._dense[at] = np.packbits(_marked(self._count, whole))
+        return self._dense[at]
+
+
+def _marked(count: int, ordinals: list[np.ndarray]) -> np.ndarray:
+    marked = np.zeros(count, bool)
+    for some in ordinals:
+        marked[some] = True
+    return marked
 
 
 class Vectors:

@@ -6,21 +6,23 @@ search in one shard are ``access``'.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import TidemarkError
-from pipelines.indexing import access
+from pipelines.indexing import access, changed
+from pipelines.indexing.access import Filter
 from pipelines.indexing.base import Places, RowsShard
+from pipelines.indexing.changed import Changed, Part, number_columns
 from pipelines.indexing.facts import Hashes, hash_keys
 from pipelines.indexing.position import Position
 from pipelines.indexing.rows import RowsView
-from pipelines.indexing.spec import Documents, Inverted, Vector
+from pipelines.indexing.spec import Documents, Forward, Inverted, Vector
 
 
 class UnknownAccess(TidemarkError):
@@ -93,23 +95,68 @@ class DocumentsView(RowsView):
             has[queries[given]] = True
         return matrix, has
 
-    def match(self, where: Mapping[str, Any], limit: int | None = None) -> list[bytes]:
-        """The keys of the documents that have every term, ascending; ``where``: inverted field → term."""
+    def match(self, where: Mapping[str, Any] | Filter, limit: int | None = None) -> list[bytes]:
+        """The keys of the documents that pass, ascending.
+
+        ``where``: a filter, or inverted field → term; all must hold.
+
+        Raises:
+            UnknownAccess: a field is not declared.
+        """
+        wanted = self._filter(where)
         found: list[bytes] = []
         for shard in self.base.shards:
-            ordinals = self._passing(shard, where)
-            ordinals = ordinals[~self._touched.of(shard)[ordinals]]
-            found += shard.key_bytes.take(ordinals).to_pylist()
-        touched = self._touched
-        found += [touched.visible[i] for i in touched.passing(where).tolist()]
+            found += shard.key_bytes.take(np.flatnonzero(self._passing(shard, wanted))).to_pylist()
+        for part, rows in self._changed.passing(wanted):
+            found += [part.keys[row] for row in rows.tolist()]
         return sorted(found)[:limit]
+
+    def ranked(
+        self,
+        where: Mapping[str, Any] | Filter,
+        columns: Sequence[tuple[str, str]],
+        score: Callable[[Mapping[tuple[str, str], np.ndarray]], np.ndarray],
+        k: int,
+    ) -> list[tuple[bytes, float]]:
+        """The ``k`` documents of greatest score among those that pass: (key, score), best first, ties by key.
+
+        Filter and delta are exact: a document that was changed since the base is judged as it is now.
+
+        Args:
+            where: As in ``match``.
+            columns: (family, column) of numbers or truths that are declared ``Forward``.
+            score: The columns, float64[n] each with NaN for null → float64[n]; NaN: the document is not answered.
+            k: How many.
+
+        Raises:
+            UnknownAccess: a field or a column is not declared.
+        """
+        wanted = self._filter(where)
+        for name in columns:
+            if name not in number_columns(self.spec):
+                known = ", ".join(".".join(one) for one in number_columns(self.spec))
+                raise UnknownAccess(
+                    f"index {self.spec.name!r} has no forward numbers {'.'.join(name)!r}",
+                    remedy=f"it has: {known or 'none'}",
+                )
+        found: list[tuple[bytes, float]] = []
+        for shard in self.base.shards:
+            ordinals = np.flatnonzero(self._passing(shard, wanted))
+            scores = score({name: self._numbers(shard, *name)[ordinals] for name in columns})
+            best, values = _best(ordinals, scores, k)
+            found += zip(shard.key_bytes.take(best).to_pylist(), values.tolist(), strict=True)
+        for part, rows in self._changed.passing(wanted):
+            scores = score({name: part.numbers[name][rows] for name in columns})
+            best, values = _best(rows, scores, k)
+            found += zip((part.keys[row] for row in best.tolist()), values.tolist(), strict=True)
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
 
     def search(
         self,
         name: str,
         query: np.ndarray,
         k: int,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any] | Filter | None = None,
         exclude: Collection[bytes] | Places = (),
     ) -> list[tuple[bytes, float]]:
         """The ``k`` documents of greatest inner product with ``query``: (key, score), best first, ties by key.
@@ -120,7 +167,7 @@ class DocumentsView(RowsView):
         Args:
             name: A declared ``Vector``.
             query: float32[d].
-            where: Inverted field → term; all must hold.
+            where: As in ``match``.
             exclude: Keys that must not be answered.
 
         Raises:
@@ -128,33 +175,41 @@ class DocumentsView(RowsView):
         """
         path = self._path(name, Vector)
         query = np.ascontiguousarray(query, np.float32)
+        wanted = self._filter(where or {})
         places = exclude if isinstance(exclude, Places) else self.base.places(list(exclude))
         excluded = {id(shard): ordinals for shard, _, ordinals in self.base.place(places)}
         found: list[tuple[bytes, float]] = []
         for shard in self.base.shards:
             vectors = self._vectors(shard, path)
-            hidden = self._touched.hidden(path.name, shard, vectors, self._visible(shard))
+            hidden = self._changed.hidden(path.name, shard, vectors, self._visible(shard))
             if id(shard) in excluded:
                 hidden = np.concatenate([hidden, vectors.rows_of(excluded[id(shard)])])
-            rows = vectors.rows_of(self._passing(shard, where)) if where else None
+            rows = vectors.rows_of(np.flatnonzero(self._passing(shard, wanted))) if where else None
             found += _named(shard, vectors, vectors.nearest(query, k, rows, hidden), k)
-        found += self._search_touched(name, query, k, where or {}, places.keys)
+        found += self._search_changed(name, query, k, wanted, places.keys)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
 
-    def _search_touched(
-        self, name: str, query: np.ndarray, k: int, where: Mapping[str, Any], exclude: Collection[bytes]
+    def _search_changed(
+        self, name: str, query: np.ndarray, k: int, wanted: Filter, exclude: Collection[bytes]
     ) -> list[tuple[bytes, float]]:
-        touched = self._touched
-        if not touched.visible:
-            return []
-        matrix, has = touched.vectors(name, self)
-        changed = touched.passing(where)
-        changed = changed[has[changed]]
-        if exclude:
-            excluded = set(exclude)
-            changed = changed[[touched.visible[i] not in excluded for i in changed.tolist()]]
-        rows, scores = access.best(changed, matrix[changed] @ query, k)
-        return [(touched.visible[i], score) for i, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+        excluded = set(exclude)
+        found: list[tuple[bytes, float]] = []
+        for part, passing in self._changed.passing(wanted):
+            if name not in part.vectors:
+                part.vectors[name] = self.vectors(name, part.keys)
+            matrix, has = part.vectors[name]
+            rows = passing[has[passing]]
+            if excluded:
+                rows = rows[[part.keys[row] not in excluded for row in rows.tolist()]]
+            rows, scores = access.best(rows, matrix[rows] @ query, k)
+            found += [(part.keys[i], s) for i, s in zip(rows.tolist(), scores.tolist(), strict=True)]
+        return found
+
+    def _filter(self, where: Mapping[str, Any] | Filter) -> Filter:
+        wanted = where if isinstance(where, Filter) else access.equal_to(where)
+        for field in wanted.fields:
+            self._path(field, Inverted)
+        return wanted
 
     def _path(self, name: str, kind: type) -> Any:
         for path in self.spec.access:
@@ -166,15 +221,34 @@ class DocumentsView(RowsView):
             remedy="it has: " + (", ".join(known) or "none"),
         )
 
-    def _passing(self, shard: RowsShard, where: Mapping[str, Any]) -> np.ndarray:
-        """The ordinals of the base's visible documents that have every term."""
-        passing: np.ndarray | None = None
-        for field, term in where.items():
-            path = self._path(field, Inverted)
-            folder = shard.directory if shard.has(path.family, path.column) else None
-            ordinals = _opened(shard, field, lambda p=path, f=folder: access.Postings(p, f)).of(term)
-            passing = ordinals if passing is None else np.intersect1d(passing, ordinals, assume_unique=True)
-        return np.flatnonzero(self._visible(shard)) if passing is None else passing
+    def _passing(self, shard: RowsShard, wanted: Filter) -> np.ndarray:
+        """Which of the base's documents pass, of those that are there and unchanged; bool[documents of the shard]."""
+        count = len(shard.keys.lookup)
+        passing = np.packbits(self._visible(shard))
+        for field, terms in wanted.clauses:
+            passing &= self._postings(shard, field).any_of(terms)
+        for field, terms in wanted.refused:
+            passing &= ~self._postings(shard, field).any_of(terms)
+        return np.unpackbits(passing, count=count).view(bool) & ~self._changed.of(shard)
+
+    def _postings(self, shard: RowsShard, field: str) -> access.Postings:
+        path = self._path(field, Inverted)
+        folder = shard.directory if shard.has(path.family, path.column) else None
+        count = len(shard.keys.lookup)
+        return _opened(shard, field, lambda: access.Postings(path, folder, count))
+
+    def _numbers(self, shard: RowsShard, family: str, column: str) -> np.ndarray:
+        """A column for every document of a shard, float64; NaN where it says nothing."""
+
+        def read() -> np.ndarray:
+            start, end = shard.starts[family], shard.ends[family]
+            holders = np.flatnonzero(end > start)
+            numbers = np.full(len(start), np.nan)
+            values = shard.payload[family][column].take(pa.array(start[holders]))
+            numbers[holders] = pc.fill_null(values.cast(pa.float64(), safe=False), np.nan).to_numpy(False)
+            return numbers
+
+        return _opened(shard, f"{family}.{column}", read)
 
     def warm(self, path: Vector) -> None:
         """Open a vector field of every shard and read its graph into memory."""
@@ -195,92 +269,25 @@ class DocumentsView(RowsView):
         """A new view with these facts folded in; what changed in the access paths is found for the new facts alone."""
         view = super().folded(facts, position)
         if view.runs is self.runs:
-            view.__dict__["_touched"] = self._touched
+            view.__dict__["_changed"] = self._changed
         elif self.spec.access:
             keys = pc.unique(facts.column("key")).to_pylist()
-            view.__dict__["_touched"] = self._touched.updated(view, keys)
+            view.__dict__["_changed"] = self._changed.with_part(self.base, view._part(keys))
         return view
 
     @cached_property
-    def _touched(self) -> Touched:
-        keys = {key for run in self.runs for key in run.facts.column("key").to_pylist()}
-        return Touched({}, {}).updated(self, sorted(keys))
+    def _changed(self) -> Changed:
+        keys = sorted({key for run in self.runs for key in run.facts.column("key").to_pylist()})
+        return Changed().with_part(self.base, self._part(keys)) if keys else Changed()
+
+    def _part(self, keys: list[bytes]) -> Part:
+        families = {path.family for path in self.spec.access if isinstance(path, Inverted | Forward)}
+        return changed.part(self.spec, keys, self.get(keys, sorted(families)))
 
 
-class DocumentState(NamedTuple):
-    """A changed document as it is now: whether it is there, and its (inverted field, term) pairs."""
-
-    is_visible: bool
-    terms: frozenset[tuple[str, bytes]]
-
-
-class Touched:
-    """The documents that the overlay changes: as they are now, and a bitmap over each shard of what not to trust."""
-
-    def __init__(self, documents: dict[bytes, DocumentState], masks: dict[int, np.ndarray]) -> None:
-        self._documents = documents
-        self._masks = masks
-        self._matrices: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._hidden: dict[tuple[str, int], np.ndarray] = {}
-
-    def of(self, shard: RowsShard) -> np.ndarray:
-        """bool[documents of the shard]."""
-        mask = self._masks.get(id(shard))
-        return mask if mask is not None else np.zeros(len(shard.keys.lookup), bool)
-
-    def hidden(
-        self, name: str, shard: RowsShard, vectors: access.Vectors, is_visible: np.ndarray
-    ) -> np.ndarray:
-        """The rows of a shard's vectors that are not to be found in the base: changed, or of no visible document."""
-        if (name, id(shard)) not in self._hidden:
-            ordinals = np.flatnonzero(self.of(shard) | ~is_visible)
-            self._hidden[name, id(shard)] = vectors.rows_of(ordinals)
-        return self._hidden[name, id(shard)]
-
-    @cached_property
-    def visible(self) -> list[bytes]:
-        """The keys of the changed documents that are there."""
-        return [key for key, state in self._documents.items() if state.is_visible]
-
-    @cached_property
-    def _by_term(self) -> dict[tuple[str, bytes], list[int]]:
-        holders: dict[tuple[str, bytes], list[int]] = {}
-        for number, key in enumerate(self.visible):
-            for term in self._documents[key].terms:
-                holders.setdefault(term, []).append(number)
-        return holders
-
-    def passing(self, where: Mapping[str, Any]) -> np.ndarray:
-        """Which of ``visible`` have every term, as indices into it."""
-        passing = np.arange(len(self.visible))
-        for field, term in where.items():
-            holders = self._by_term.get((field, access.term_bytes(term)), [])
-            passing = np.intersect1d(passing, np.array(holders, np.int64), assume_unique=True)
-        return passing
-
-    def vectors(self, name: str, view: DocumentsView) -> tuple[np.ndarray, np.ndarray]:
-        """The vectors of ``visible`` (see ``DocumentsView.vectors``), gathered once."""
-        if name not in self._matrices:
-            self._matrices[name] = view.vectors(name, self.visible)
-        return self._matrices[name]
-
-    def updated(self, view: DocumentsView, keys: list[bytes]) -> Touched:
-        """A copy that knows these keys as ``view`` has them."""
-        fields = [path for path in view.spec.access if isinstance(path, Inverted)]
-        documents, masks = dict(self._documents), dict(self._masks)
-        for key, document in zip(keys, view.get(keys), strict=True):
-            terms = frozenset((path.name, term) for path in fields for term in _terms(document, path))
-            documents[key] = DocumentState(document is not None, terms)
-        for shard, _, ordinals in view.base.place(keys):
-            masks[id(shard)] = self.of(shard).copy()
-            masks[id(shard)][ordinals] = True
-        return Touched(documents, masks)
-
-
-def _terms(document: dict[str, dict[str, Any]] | None, path: Inverted) -> set[bytes]:
-    value = (document or {}).get(path.family, {}).get(path.column)
-    values = value if isinstance(value, list) else [value]
-    return {access.term_bytes(v) for v in values if v is not None}
+def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    is_scored = ~np.isnan(scores)
+    return access.best(rows[is_scored], scores[is_scored], k)
 
 
 def _named(

@@ -23,6 +23,7 @@ from pipelines.indexing.spec import (
 from tests.properties.strategies import MINUTE_MS, Feed
 
 PAYLOAD = pa.schema([("text", pa.string()), ("number", pa.int64())])
+DOCUMENT = PAYLOAD.append(pa.field("words", pa.list_(pa.string())))
 VECTORS = pa.schema([("vector", pa.list_(pa.float32()))])
 DIMENSIONS = 4
 PRESENCE = "control"
@@ -56,7 +57,7 @@ def families(feeds: tuple[Feed, ...], payload: pa.Schema = PAYLOAD) -> tuple[Fam
 @cache
 def documents() -> IndexSpec:
     """Three streamed families from two streams, and one from the base alone."""
-    return IndexSpec("documents", families(DOCUMENT_FEEDS), Documents(PRESENCE))
+    return IndexSpec("documents", families(DOCUMENT_FEEDS, DOCUMENT), Documents(PRESENCE))
 
 
 @cache
@@ -64,12 +65,14 @@ def searchable() -> IndexSpec:
     """The same with all access paths."""
     return IndexSpec(
         "searchable",
-        families(DOCUMENT_FEEDS),
+        families(DOCUMENT_FEEDS, DOCUMENT),
         Documents(PRESENCE),
         (
             Forward("content", ("text", "number")),
+            Forward("control", ("number",)),
             Inverted("by_text", "content", "text"),
             Inverted("by_number", "control", "number"),
+            Inverted("by_word", "control", "words"),
             Vector("near", "vector", "vector", DIMENSIONS),
         ),
     )

@@ -23,6 +23,7 @@ START_MS = 1_700_000_000_000 // MINUTE_MS * MINUTE_MS
 KEYS = (b"k0", b"k1", "schlüssel".encode(), b"k", b"k0k1")
 IDS = (b"e0", b"e1", b"e10", b"\xf0\x9f\x8d\x8b", b"a", b"~")
 TEXTS = ("red", "", None, "blue", "grün", "'--")
+WORDS = (["a", "b"], [], None, ["b"], ["c", "a"], ["c"])
 GREATEST = 2**63 - 1
 
 
@@ -202,7 +203,11 @@ def about_documents(choices: Choices, families: Sequence[str], among: Crowd) -> 
     made = []
     for family in chosen:
         variant = choices.below(6)
-        payload = {"text": TEXTS[variant], "number": None if variant == 5 else variant * 1000 - 1}
+        payload = {
+            "text": TEXTS[variant],
+            "number": None if variant == 5 else variant * 1000 - 1,
+            "words": WORDS[variant],
+        }
         made.append(Statement(family, key, b"", version, False, content_hash(variant), payload=payload))
     return tuple(made)
 

@@ -9,10 +9,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.planted import BUGS, Bug, planted
-from tests.properties import test_documents, test_sums, test_timeline
+from tests.properties import test_documents, test_search, test_sums, test_timeline
 
 MOST_CASES = 1000  # as many as each kind of read has
-READS: dict[str, Any] = {"documents": test_documents, "timeline": test_timeline, "sums": test_sums}
+READS: dict[str, Any] = {
+    "documents": test_documents,
+    "search": test_search,
+    "timeline": test_timeline,
+    "sums": test_sums,
+}
 
 
 class Found(Exception):

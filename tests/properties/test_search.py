@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.indexing import access
+from pipelines.indexing.access import Filter
 from tests import oracle
 from tests.properties import specs
 from tests.properties.harness import Home, Ledger, cases, drive
@@ -44,6 +46,54 @@ def brute_force(
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
 
 
+FILTERS: list[Filter] = [
+    Filter((("by_word", frozenset("ab")),)),
+    Filter((("by_word", frozenset("a")), ("by_word", frozenset("bc")))),
+    Filter((("by_word", frozenset(["a", "nowhere"])), ("by_text", frozenset(["red", "grün"])))),
+    Filter((), (("by_word", frozenset("b")),)),
+    Filter(
+        (("by_text", frozenset(["red", "blue", ""])),),
+        (("by_number", frozenset([-1])), ("by_word", frozenset("c"))),
+    ),
+    Filter((("by_word", frozenset()),)),
+]
+SCORED = [("content", "number"), ("control", "number")]
+
+
+def terms_of(document: dict[str, Any], field: str) -> set[Any]:
+    """What a document is found by in a field; lists by each of their items."""
+    family, column = {**COLUMNS, "by_word": ("control", "words")}[field]
+    value = document.get(family, {}).get(column)
+    return set(value) if isinstance(value, list) else {value} - {None}
+
+
+def passes(document: dict[str, Any], wanted: Filter) -> bool:
+    """Every clause has a term of the document's, and no refused one is among them."""
+    return all(terms_of(document, field) & terms for field, terms in wanted.clauses) and not any(
+        terms_of(document, field) & terms for field, terms in wanted.refused
+    )
+
+
+def check_filters(home: Home, ledger: Ledger, k: int) -> None:
+    """Clauses of several terms, refused terms, and the best by their numbers."""
+    found = oracle.documents(ledger.visible(), specs.PRESENCE)
+    for wanted in FILTERS:
+        passing = {key: document for key, document in found.items() if passes(document, wanted)}
+        assert home.view().match(wanted) == sorted(passing), wanted
+        scored = []
+        for key, document in passing.items():
+            numbers = [document.get(family, {}).get(column) for family, column in SCORED]
+            if numbers[0] is not None:
+                scored.append((key, float(numbers[0] * 2 - (numbers[1] or 0))))
+        best = sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+        assert home.view().ranked(wanted, SCORED, score, k) == best, wanted
+
+
+def score(columns: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+    """Twice the content's number less the control's, where the content has one."""
+    return columns[SCORED[0]] * 2 - np.nan_to_num(columns[SCORED[1]])
+
+
 def check_terms(home: Home, ledger: Ledger) -> None:
     """Posting lists, corrected by the overlay."""
     found = oracle.documents(ledger.visible(), specs.PRESENCE)
@@ -64,6 +114,16 @@ def check_vectors(home: Home, ledger: Ledger) -> None:
         assert row == (modelled[key]["vector"] if key in modelled else [0.0] * specs.DIMENSIONS)
 
 
+def run(history: History) -> None:
+    """What is found by terms and by numbers, at every step of a history."""
+
+    def check(home: Home, ledger: Ledger) -> None:
+        check_terms(home, ledger)
+        check_filters(home, ledger, 3)
+
+    drive(specs.searchable(), history, check)
+
+
 @cases(300)
 @given(HISTORIES, QUERIES, st.integers(1, 6), st.sets(st.sampled_from(KEYS)))
 def test_found_by_term_and_by_vector_equals_brute_force(
@@ -74,6 +134,7 @@ def test_found_by_term_and_by_vector_equals_brute_force(
     def check(home: Home, ledger: Ledger) -> None:
         check_terms(home, ledger)
         check_vectors(home, ledger)
+        check_filters(home, ledger, k)
         for number, where in enumerate(WANTED):
             left_out = excluded if number % 2 else set()
             expected = brute_force(ledger, query, where, left_out)[:k]
