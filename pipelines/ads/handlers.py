@@ -69,8 +69,8 @@ def run(family: str, rows: pa.Table) -> pa.Table:
     Raises:
         BadHandler: A handler made other fields than it declares.
     """
-    whole = rows.combine_chunks()
-    given = {name: _flat(whole.column(name)) for name in whole.column_names}
+    flat = rows.combine_chunks().flatten()
+    given = {name: _whole_array(flat.column(name)) for name in flat.column_names}
     made: dict[str, pa.Array] = {}
     for handler in of_family(family):
         fields = handler.make({name: given[name] for name in handler.inputs})
@@ -100,7 +100,7 @@ def triggers(family: str) -> frozenset[str]:
     )
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
+def _whole_array(column: pa.ChunkedArray) -> pa.Array:
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
@@ -608,7 +608,7 @@ HANDLERS: tuple[Handler, ...] = (*_CONTROL, *_CONTENT, *_PERFORMANCE)
 def check(handlers: tuple[Handler, ...] = HANDLERS) -> None:
     """Raises `BadHandler` where a handler names a column that is not joined, or two make the same field."""
     for family in joined.INPUTS:
-        known = set(joined.arrow_schema(family).names)
+        known = set(joined.names(family))
         makers: dict[str, str] = {}
         for handler in (one for one in handlers if one.family == family):
             for name in handler.inputs:

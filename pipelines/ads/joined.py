@@ -62,7 +62,7 @@ INPUTS: dict[str, tuple[Input, ...]] = {
 
 
 def name_of(table: str, column: str) -> str:
-    """The name of a source column in a joined row: `campaigns.status`."""
+    """The name of a table's column in a joined row: `campaigns.status`."""
     return f"{table}.{column}"
 
 
@@ -81,26 +81,35 @@ def columns(family: str) -> list[tuple[Table, Column]]:
 
 
 def arrow_schema(family: str) -> pa.Schema:
-    """The columns of a family's joined rows: the ad's key; of each table whether its row is there, its stand, and its
-    columns, which are null where it is not there."""
-    fields = [pa.field(KEY, pa.string())]
-    for given in INPUTS[family]:
-        fields += [
-            pa.field(name_of(given.table, "is_there"), pa.bool_()),
-            pa.field(name_of(given.table, "stand"), pa.int64()),
-        ]
-    fields += [
-        pa.field(name_of(table.name, column.name), ARROW[column.type]) for table, column in columns(family)
-    ]
-    return pa.schema(fields)
+    """The columns of a family's joined rows: the ad's key, and a struct for each table.
+
+    A struct is never null. It says whether the row is there, and its stand; its columns are null where it is not there.
+    """
+    fields: dict[str, list[pa.Field]] = {
+        given.table: [pa.field("is_there", pa.bool_()), pa.field("stand", pa.int64())]
+        for given in INPUTS[family]
+    }
+    for table, column in columns(family):
+        fields[table.name].append(pa.field(column.name, ARROW[column.type]))
+    structs = [pa.field(table, pa.struct(of_table)) for table, of_table in fields.items()]
+    return pa.schema([pa.field(KEY, pa.string()), *structs])
+
+
+def names(family: str) -> list[str]:
+    """The names of a joined row's columns but for the key: `campaigns.status`, as SQL and `pa.Table.flatten` say it."""
+    fields = list(arrow_schema(family))[1:]
+    return [name_of(field.name, part.name) for field in fields for part in field.type]
 
 
 def joined(family: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Joined rows as Arrow; what a row does not name is null, a stand 0, and a table not there."""
-    fields = arrow_schema(family)
-    missing: dict[str, Any] = {name_of(given.table, "is_there"): False for given in INPUTS[family]}
-    missing |= {name_of(given.table, "stand"): 0 for given in INPUTS[family]}
-    return pa.Table.from_pylist([{**missing, **row} for row in rows], schema=fields)
+    """Joined rows as Arrow: the ad's key, and for each table a mapping of its columns; one that is left out is not
+    there, with a stand of 0."""
+    missing = {"is_there": False, "stand": 0}
+    whole = [
+        {KEY: row[KEY], **{g.table: {**missing, **row.get(g.table, {})} for g in INPUTS[family]}}
+        for row in rows
+    ]
+    return pa.Table.from_pylist(whole, schema=arrow_schema(family))
 
 
 def versions(family: str) -> list[str]:

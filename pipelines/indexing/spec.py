@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import textwrap
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -169,7 +171,8 @@ def lineage(spec: IndexSpec) -> str:
     """Fingerprint of an index's transforms and schemas: 12 hexadecimal digits.
 
     Comments and docstrings do not count, so that explaining a transform does not begin a new lineage. The whole
-    module of a transform counts, because its helper functions do.
+    module of a transform counts, because its helper functions do, and so do the modules of its own package that it
+    imports.
     """
     described = {
         "name": spec.name,
@@ -217,12 +220,36 @@ def read_as(spec: IndexSpec, declared: Mapping[str, Any]) -> IndexSpec:
 
 @functools.cache
 def _code(function: Callable[..., object]) -> str:
-    target = inspect.getmodule(function) or function
-    tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
+    module = inspect.getmodule(function)
+    if module is None:
+        return hashlib.sha256(_said(inspect.getsource(function))).hexdigest()
+    sources = [_said(inspect.getsource(part)) for part in _parts(module)]
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()
+
+
+def _said(source: str) -> bytes:
+    """What code does, without its comments and docstrings."""
+    tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [  # type: ignore[attr-defined]
                 s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
             ]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return ast.dump(tree).encode()
+
+
+def _parts(module: ModuleType) -> list[ModuleType]:
+    """A module, and those of its own package that it imports, and they, each once."""
+    package = module.__name__.rpartition(".")[0]
+    found = [module]
+    for part in found:
+        imports = (n for n in ast.walk(ast.parse(inspect.getsource(part))) if isinstance(n, ast.ImportFrom))
+        named = {
+            f"{n.module}.{name.name}" if n.module == package else n.module
+            for n in imports
+            for name in n.names
+        }
+        mine = sorted(name for name in named if name and name.startswith(f"{package}."))
+        found += [m for m in map(importlib.import_module, mine) if m not in found]
+    return found

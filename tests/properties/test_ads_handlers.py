@@ -58,6 +58,19 @@ def row(draw: st.DrawFn, family: str) -> dict[str, Any]:
     return made
 
 
+def nested(family: str, flat: list[dict[str, Any]]) -> pa.Table:
+    """Rows of `table.column` as joined rows."""
+    whole = []
+    for row in flat:
+        tables: dict[str, Any] = {"ad_id": row["ad_id"]}
+        for name, value in row.items():
+            table, dot, column = name.partition(".")
+            if dot:
+                tables.setdefault(table, {})[column] = value
+        whole.append(tables)
+    return joined.joined(family, whole)
+
+
 def normal(text: str) -> str:
     return unicodedata.normalize("NFKC", text).lower().strip()
 
@@ -117,7 +130,7 @@ def terms(of: dict[str, Any], prefix: str) -> set[str]:
 @settings(deadline=None)
 @given(rows(CONTROL))
 def test_control(given_rows: list[dict[str, Any]]) -> None:
-    made = handlers.run(CONTROL, joined.joined(CONTROL, given_rows)).to_pylist()
+    made = handlers.run(CONTROL, nested(CONTROL, given_rows)).to_pylist()
     for of, found in zip(given_rows, made, strict=True):
         assert found["blocked_by"] == reason(of)
         assert found["is_servable"] == (reason(of) is None)
@@ -148,7 +161,7 @@ def test_control(given_rows: list[dict[str, Any]]) -> None:
 @settings(deadline=None)
 @given(rows(CONTENT))
 def test_content(given_rows: list[dict[str, Any]]) -> None:
-    made = handlers.run(CONTENT, joined.joined(CONTENT, given_rows)).to_pylist()
+    made = handlers.run(CONTENT, nested(CONTENT, given_rows)).to_pylist()
     for of, found in zip(given_rows, made, strict=True):
         texts = [of.get(f"pins.{name}") for name in ("title", "description", "brand", "category")]
         listed = {
@@ -181,7 +194,7 @@ def test_content(given_rows: list[dict[str, Any]]) -> None:
 @settings(deadline=None)
 @given(rows(PERFORMANCE))
 def test_performance(given_rows: list[dict[str, Any]]) -> None:
-    made = handlers.run(PERFORMANCE, joined.joined(PERFORMANCE, given_rows)).to_pylist()
+    made = handlers.run(PERFORMANCE, nested(PERFORMANCE, given_rows)).to_pylist()
     for of, found in zip(given_rows, made, strict=True):
         for days in (7, 28):
             count = lambda name, of=of, days=days: or_(of.get(f"ads.{name}_{days}d"), 0)  # noqa: E731
@@ -197,7 +210,7 @@ def test_performance(given_rows: list[dict[str, Any]]) -> None:
 @settings(deadline=None)
 @given(st.data(), st.sampled_from([CONTROL, CONTENT, PERFORMANCE]))
 def test_a_rows_fields_do_not_depend_on_its_neighbours(data: st.DataObject, family: str) -> None:
-    whole = joined.joined(family, data.draw(rows(family)))
+    whole = nested(family, data.draw(rows(family)))
     at = data.draw(st.integers(0, whole.num_rows))
     parts = [handlers.run(family, whole.slice(0, at)), handlers.run(family, whole.slice(at))]
     assert pa.concat_tables(parts).to_pylist() == handlers.run(family, whole).to_pylist()
