@@ -168,7 +168,8 @@ def year(
     folder.mkdir(parents=True, exist_ok=True)
     mismatches: list[str] = []
     load_of: dict[str, str] = {}
-    load_s, audit_s, grown, alarms = [], [], 0, 0
+    load_s, audit_s, grown = [], [], 0
+    alarms: list[str] = []
     before: dict[str, int] = {}
     for number, (day, rows) in enumerate(files.items(), 1):
         file = folder / f"{day}.csv"
@@ -184,7 +185,7 @@ def year(
         began = time.perf_counter()
         found, broken = audited(spark, settings, load_of)
         audit_s.append(time.perf_counter() - began)
-        alarms += broken
+        alarms += [f"{day}: {words}" for words in broken]
         there = expected(dict(list(files.items())[:number]), set(found.by_day))
         mismatches += [
             f"after {day}: {name} {a} instead of {b}"
@@ -212,15 +213,16 @@ def year(
         | {"late": there.late, **there.fates},
         "late_after_an_audit": grown,
         "audits": len(audit_s),
-        "alarms": alarms,
+        "alarms": len(alarms),
+        "alarmed": alarms,
         "load_s": harness.percentiles(load_s, [50, 100], digits=2),
         "audit_s": harness.percentiles(audit_s, [50, 100], digits=2),
         "seconds": round(sum(load_s) + sum(audit_s), 1),
     }
 
 
-def audited(spark: SparkSession, settings: Settings, load_of: dict[str, str]) -> tuple[Audited, int]:
-    """The shipped audits as of now, and how many measures were not as they should be."""
+def audited(spark: SparkSession, settings: Settings, load_of: dict[str, str]) -> tuple[Audited, list[str]]:
+    """The shipped audits as of now, and what they say of measures that are not as they should be."""
 
     def table(name: str) -> DataFrame | None:
         return lake.read(spark, name) if lake.current_snapshot(settings, name) else None
@@ -252,7 +254,7 @@ def audited(spark: SparkSession, settings: Settings, load_of: dict[str, str]) ->
         {name: getattr(account, name) for name in ("repeated", "superseded", "current", "tombstones")},
         late,
     )
-    broken = sum(len(one.report.broken) for one in (of_letters, of_raw, of_curated))
+    broken = [one.words for each in (of_letters, of_raw, of_curated) for one in each.report.broken]
     return found, broken
 
 

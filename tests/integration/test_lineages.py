@@ -97,10 +97,10 @@ def expected(sent: list[Record], is_new: bool) -> dict[str, dict[str, tuple[Any,
         identity = (record["user_id"], record["event_id"])
         if identity not in standing or record["version"] > standing[identity]["version"]:
             standing[identity] = record
-    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    found: dict[str, dict[str, tuple[Any, ...]]] = {f"u{number}": {} for number in range(USERS)}
     for (user, name), record in standing.items():
         action = record["action"].upper() if is_new else record["action"]
-        found.setdefault(user, {})[name] = (record["pin_id"], action, record["quantity"] if is_new else None)
+        found[user][name] = (record["pin_id"], action, record["quantity"] if is_new else None)
     return found
 
 
