@@ -220,6 +220,13 @@ class Mlflow:
 
 
 @dataclass(frozen=True)
+class Ads:
+    """The ads repository: `sqlite:<path>` or `postgresql://user:password@host/db`."""
+
+    repository: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Openlineage:
     """Where OpenLineage events go; nowhere without a URL."""
 
@@ -249,6 +256,7 @@ class Settings:
     dagster: Dagster
     trino: Trino
     mlflow: Mlflow
+    ads: Ads
     openlineage: Openlineage
     environment: dict[str, str] = field(repr=False, compare=False)
 

@@ -18,26 +18,21 @@ import orjson
 from pipelines.ads.schema import Table
 
 
-class Cell(NamedTuple):
-    """A column's greatest version and its value at it."""
-
-    version: int
-    value: Any
-
-
 class Row(NamedTuple):
-    """The registers of a row.
+    """The registers of a row: the greatest version of each column that a record named, and its value at it.
 
     Attributes:
-        cells: By column; only columns that a record named.
+        versions: By column.
+        values: By column, also where it is void.
         deleted_version: The greatest version at which it was deleted; 0: never.
     """
 
-    cells: Mapping[str, Cell]
+    versions: Mapping[str, int]
+    values: Mapping[str, Any]
     deleted_version: int
 
 
-EMPTY = Row({}, 0)
+EMPTY = Row({}, {}, 0)
 """A row of which nothing has been said."""
 
 
@@ -47,12 +42,12 @@ def with_values(row: Row, version: int, values: Mapping[str, Any]) -> Row:
     Two records with one version and different values are a producer's mistake: the greater JSON text wins, so that the
     row does not depend on which came first.
     """
-    newer = {
-        column: Cell(version, value)
-        for column, value in values.items()
-        if _is_above(version, value, row.cells.get(column))
-    }
-    return row._replace(cells={**row.cells, **newer}) if newer else row
+    newer = {column: value for column, value in values.items() if _is_above(row, column, version, value)}
+    if not newer:
+        return row
+    return Row(
+        {**row.versions, **dict.fromkeys(newer, version)}, {**row.values, **newer}, row.deleted_version
+    )
 
 
 def with_deletion(row: Row, version: int) -> Row:
@@ -62,15 +57,19 @@ def with_deletion(row: Row, version: int) -> Row:
 
 def visible(row: Row) -> dict[str, Any]:
     """The value of each column that was ever named; None where it is void."""
-    return {
-        column: cell.value if cell.version > row.deleted_version else None
-        for column, cell in row.cells.items()
-    }
+    if row.deleted_version == 0:
+        return dict(row.values)
+    return {column: value(row, column) for column in row.values}
+
+
+def value(row: Row, column: str) -> Any:
+    """A column's value; None where it is void or was never named."""
+    return row.values.get(column) if row.versions.get(column, 0) > row.deleted_version else None
 
 
 def is_there(row: Row) -> bool:
     """Whether a column is above the row's deletion."""
-    return any(cell.version > row.deleted_version for cell in row.cells.values())
+    return any(version > row.deleted_version for version in row.versions.values())
 
 
 def stand(row: Row, table: Table, family: str) -> int:
@@ -79,24 +78,31 @@ def stand(row: Row, table: Table, family: str) -> int:
     Every change of the family's visible columns raises it, also a late one, which the greatest version would not show.
     Columns that the table does not declare are of no family.
     """
-    declared = (row.cells.get(column.name) for column in table.of_family(family))
-    return row.deleted_version + sum(cell.version for cell in declared if cell is not None)
+    declared = (row.versions.get(column.name, 0) for column in table.of_family(family))
+    return row.deleted_version + sum(declared)
 
 
 def changed(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
-    """The columns whose visible values differ, with the old and the new value; a column never named is None."""
-    before, after = visible(old), visible(new)
-    return {
-        column: (was, now)
-        for column in sorted(before.keys() | after.keys())
-        if (was := before.get(column)) is not (now := after.get(column)) and _text(was) != _text(now)
-    }
+    """The columns whose visible values differ, with the old and the new value; a column never named is None.
+
+    ``new`` is what ``old`` became.
+    """
+    touched = [
+        column
+        for column, version in new.versions.items()
+        if old.versions.get(column) != version or old.values[column] is not new.values[column]
+    ]
+    if old.deleted_version != new.deleted_version:
+        touched = list(new.versions)
+    pairs = ((column, value(old, column), value(new, column)) for column in sorted(touched))
+    return {column: (was, now) for column, was, now in pairs if was is not now and _text(was) != _text(now)}
 
 
-def _is_above(version: int, value: Any, held: Cell | None) -> bool:
-    if held is None or version != held.version:
-        return held is None or version > held.version
-    return _text(value) > _text(held.value)
+def _is_above(row: Row, column: str, version: int, value: Any) -> bool:
+    held = row.versions.get(column, 0)
+    if version != held:
+        return version > held
+    return _text(value) > _text(row.values[column])
 
 
 def _text(value: Any) -> bytes:

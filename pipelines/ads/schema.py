@@ -9,11 +9,13 @@ A table may have more columns than are declared: they flow, are stored, and are 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 CONTROL, CONTENT, PERFORMANCE = "control", "content", "performance"
 """The column families: what decides whether and how an ad is served; what it shows; how it has done."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_USD_MICROS = 10**15
 MAX_COUNT = 10**15
 MAX_TIME_MS = 4_133_980_800_000  # the end of 2100
@@ -259,7 +261,11 @@ WIDEST = max(len(table.columns) for table in TABLES.values())
 
 
 class Impossible(ValueError):
-    """A value that a column cannot have; the message says what it may be."""
+    """A value that a column cannot have; the message says what it may be, the reason is a slug of a contract's."""
+
+    def __init__(self, message: str, reason: str = "wrong_type") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def checked(column: Column, value: Any) -> Any:
@@ -279,8 +285,22 @@ def _number(column: Column, value: Any) -> Any:
     if type(value) not in wanted:
         raise Impossible(f"{_shown(value)} is not {'an integer' if is_whole else 'a number'}")
     if not column.least <= value <= column.most:
-        raise Impossible(f"{_shown(value)} is not from {column.least:,} to {column.most:,}")
+        raise Impossible(f"{_shown(value)} is not from {column.least:,} to {column.most:,}", "out_of_range")
     return value if is_whole else float(value)
+
+
+def _time_ms(column: Column, value: Any) -> int:
+    """Milliseconds since 1970 as they are; ISO 8601 in UTC, as PostgreSQL's timestamptz comes from Debezium, down to
+    the millisecond."""
+    if type(value) is not str:
+        return _number(column, value)
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        time = None
+    if time is None or time.utcoffset() != timedelta(0):
+        raise Impossible(f"{_shown(value)} is neither ISO 8601 in UTC nor milliseconds", "bad_time")
+    return _number(column, (time - _EPOCH) // timedelta(milliseconds=1))
 
 
 def _boolean(column: Column, value: Any) -> bool:
@@ -293,9 +313,11 @@ def _text(column: Column, value: Any, most_bytes: int = MAX_TEXT_BYTES) -> str:
     if type(value) is not str:
         raise Impossible(f"{_shown(value)} is not a text")
     if column.choices and value not in column.choices:
-        raise Impossible(f"{_shown(value)} is none of {', '.join(column.choices)}")
+        raise Impossible(f"{_shown(value)} is none of {', '.join(column.choices)}", "out_of_range")
+    if "\0" in value:
+        raise Impossible("it holds the character NUL", "nul_character")
     if len(value.encode()) > most_bytes:
-        raise Impossible(f"it has more than {most_bytes:,} bytes")
+        raise Impossible(f"it has more than {most_bytes:,} bytes", "too_long")
     return value
 
 
@@ -303,14 +325,14 @@ def _terms(column: Column, value: Any) -> list[str]:
     if type(value) is not list:
         raise Impossible(f"{_shown(value)} is not a list of texts")
     if len(value) > MAX_TERMS:
-        raise Impossible(f"it has {len(value):,} terms, more than {MAX_TERMS:,}")
+        raise Impossible(f"it has {len(value):,} terms, more than {MAX_TERMS:,}", "too_long")
     return sorted({_text(column, term, MAX_TERM_BYTES) for term in value})
 
 
 def _id(column: Column, value: Any) -> str:
     found = _text(column, value, 512)
-    if not found or "\0" in found:
-        raise Impossible("an id is a text that is not empty and has no NUL")
+    if not found:
+        raise Impossible("an id is a text that is not empty", "empty_id")
     return found
 
 
@@ -322,7 +344,7 @@ def _shown(value: Any) -> str:
 _CHECKS = {
     INTEGER: _number,
     NUMBER: _number,
-    TIME: _number,
+    TIME: _time_ms,
     BOOLEAN: _boolean,
     TEXT: _text,
     TERMS: _terms,

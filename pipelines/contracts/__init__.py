@@ -7,6 +7,7 @@ of them (`pipelines.indexing` and the domains).
 
 from __future__ import annotations
 
+from pipelines.contracts.ads_changes import ADS_CHANGES
 from pipelines.contracts.contract import (
     PROVENANCE,
     REASONS,
@@ -25,7 +26,7 @@ from pipelines.contracts.user_interactions import ACTIONS, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
 
 CONTRACTS: dict[str, Contract] = {contract.topic: contract for contract in (USER_INTERACTIONS, PIN_UPDATES)}
-"""Every contract by its topic."""
+"""Every contract whose topic is archived, by its topic; `ADS_CHANGES` is not yet."""
 
 
 class UnknownTopic(TidemarkError):
@@ -48,6 +49,7 @@ def contract_of(topic: str) -> Contract:
 
 __all__ = [
     "ACTIONS",
+    "ADS_CHANGES",
     "CONTRACTS",
     "PIN_UPDATES",
     "PROVENANCE",

@@ -100,6 +100,7 @@ REASONS = {
     "time_ahead": "a time is too far ahead of the broker's",
     "unknown_action": "the contract does not name this action",
     "unknown_op": "op is neither upsert nor delete",
+    "unknown_table": "the contract does not name this table",
     "no_family": "a record sets no column family",
     "retyped_field": "a field has another type than it had before",
 }

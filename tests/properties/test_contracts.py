@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts import (
+    ADS_CHANGES,
     CONTRACTS,
     REASONS,
     RECORD,
@@ -21,7 +22,7 @@ from pipelines.contracts import (
 )
 
 NOW_MS = 1_700_000_000_000
-contracts = st.sampled_from(list(CONTRACTS.values()))
+contracts = st.sampled_from([*CONTRACTS.values(), ADS_CHANGES])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -81,13 +82,13 @@ def test_no_json_makes_it_raise(contract: Contract, value: Any) -> None:
     check(contract, json.dumps(value).encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(near_records())
 def test_nothing_near_a_record_makes_it_raise(near: tuple[Contract, bytes]) -> None:
     check(*near)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(contracts, st.lists(st.tuples(near_records(), st.integers(0, 2 * NOW_MS)), max_size=12))
 def test_a_table_is_decided_as_each_record_is(contract: Contract, given_rows: list[Any]) -> None:
     values = [value for (_, value), _ in given_rows]

@@ -1,0 +1,234 @@
+"""Topic `ads-changes`: what changed in an ads account's tables, from its database or from a producer.
+
+    {"table": "campaigns", "key": "c1", "version": 17, "event_time": "2024-05-01T12:00:00Z",
+     "values": {"status": "paused"}, "transaction": {"id": "t9", "count": 3}}
+    {"op": "delete", "table": "ads", "key": "a1", "version": 18}
+
+A record sets the columns that `values` names, and leaves the others as they are; its version is the source's position
+in its log. Columns that are not declared are kept. The records of a transaction become visible together: each says how
+many different ones there are, or an end says it. The other shape is that of Debezium with JSON converters without
+schemas, for PostgreSQL: `before`, `after`, `op` (c, u, d, r), `source` (table, lsn, ts_ms), `transaction` (id); and its
+records about transactions (`status` BEGIN or END, `id`, `event_count`).
+
+A change of Debezium's has the whole row: a declared column that it does not name was dropped upstream, and is refused
+as one that was retyped is: that table's changes stop here until the two agree, and no other's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from pipelines.ads.schema import TABLES, Impossible, Table, checked
+from pipelines.contracts.contract import (
+    Contract,
+    Record,
+    Refused,
+    Row,
+    content_hash,
+    missing,
+    read_integer,
+    read_json,
+    read_time,
+    take_id,
+    take_op,
+    wrong_type,
+)
+
+MAX_VERSION = 2**53 - 1
+"""So that the sum of the versions of a row's columns, of which there may be 255, is a signed 64-bit integer."""
+
+MAX_TRANSACTION_COUNT = 1_000_000
+UNAVAILABLE = "__debezium_unavailable_value"
+"""What Debezium writes for a long value that an UPDATE did not touch."""
+
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("table", pa.string()),  # null in what is said of a transaction alone
+        pa.field("key", pa.string()),  # there the transaction's id
+        pa.field("version", pa.int64()),
+        pa.field("event_time", pa.timestamp("us", tz="UTC")),
+        pa.field("is_deleted", pa.bool_()),
+        pa.field("values", pa.string()),  # a JSON object; null in deletions
+        pa.field("content_hash", pa.int64()),
+        pa.field("transaction_id", pa.string()),
+        pa.field("transaction_count", pa.int64()),  # null where the record does not know
+    ]
+)
+
+
+def _parse(record: Record, broker_time_ms: int) -> Row:
+    if "source" in record:
+        return _captured(record, broker_time_ms)
+    if "status" in record:
+        return _boundary(record)
+    return _plain(record, broker_time_ms)
+
+
+def transaction_of(value: bytes | None) -> str | None:
+    """The transaction that a record names, whatever else is wrong with it; None where it names none."""
+    try:
+        found = read_json(value)["transaction"]["id"]
+    except (Refused, KeyError, TypeError, IndexError):
+        return None
+    return found if type(found) is str and found else None
+
+
+def _plain(record: Record, broker_time_ms: int) -> Row:
+    table = _table(record.get("table"), "table")
+    is_deleted = take_op(record)
+    version = _version(record, "version", "")
+    event_time = read_time(record, "event_time", broker_time_ms)
+    transaction_id, transaction_count = _transaction(record)
+    values = None if is_deleted else _values(table, record.get("values"), "values")
+    key = take_id(record, "key")
+    return _row(table, key, version, event_time, values, transaction_id, transaction_count)
+
+
+def _captured(record: Record, broker_time_ms: int) -> Row:
+    source, op = record["source"], record.get("op")
+    if type(source) is not dict:
+        raise wrong_type(source, "source", "an object")
+    table = _table(source.get("table"), "source.table")
+    if op not in ("c", "u", "d", "r"):
+        raise Refused("unknown_op", "op must be c, u, d or r; a truncated table is deleted row by row", "op")
+    version = _version(source, "lsn", "source.")
+    event_time = read_time(dict(source), "ts_ms", broker_time_ms)
+    transaction_id, transaction_count = _transaction(record)
+    image_name = "before" if op == "d" else "after"
+    image = record.get(image_name)
+    if type(image) is not dict:
+        raise wrong_type(image, image_name, "an object: the row")
+    key = take_id(dict(image), table.key)
+    values = None if op == "d" else _values(table, _whole(table, image), "after")
+    return _row(table, key, version, event_time, values, transaction_id, transaction_count)
+
+
+def _boundary(record: Record) -> Row:
+    status = record["status"]
+    if status not in ("BEGIN", "END"):
+        raise Refused("unknown_op", "status must be BEGIN or END", "status")
+    transaction_id = take_id(record, "id")
+    count = read_integer(record, "event_count", 0, MAX_TRANSACTION_COUNT) if status == "END" else None
+    hashed = content_hash([status, transaction_id, count])
+    return (None, transaction_id, 1, None, False, None, hashed, transaction_id, count)
+
+
+def _row(
+    table: Table,
+    key: str,
+    version: int,
+    event_time: int | None,
+    values: dict[str, Any] | None,
+    transaction_id: str | None,
+    transaction_count: int | None,
+) -> Row:
+    text = None if values is None else orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode()
+    hashed = content_hash([table.name, key, values])
+    return (
+        table.name,
+        key,
+        version,
+        event_time,
+        values is None,
+        text,
+        hashed,
+        transaction_id,
+        transaction_count,
+    )
+
+
+def _table(found: Any, path: str) -> Table:
+    if type(found) is not str:
+        raise wrong_type(found, path, f"one of {', '.join(TABLES)}")
+    if found not in TABLES:
+        shown = found if found.isascii() and found.isprintable() and len(found) <= 60 else "something else"
+        raise Refused("unknown_table", f"{path} is {shown}; it must be one of {', '.join(TABLES)}", path)
+    return TABLES[found]
+
+
+def _version(record: Record, name: str, path: str) -> int:
+    version = read_integer(record, name, 1, MAX_VERSION, path)
+    if version is None:
+        raise missing(path + name, f"an integer from 1 to {MAX_VERSION}: the position in the source's log")
+    return version
+
+
+def _transaction(record: Record) -> tuple[str | None, int | None]:
+    found = record.get("transaction")
+    if found is None:
+        return None, None
+    if type(found) is not dict:
+        raise wrong_type(found, "transaction", "an object, or absent")
+    count = read_integer(found, "count", 1, MAX_TRANSACTION_COUNT, "transaction.")
+    return take_id(dict(found), "id"), count
+
+
+def _whole(table: Table, image: Record) -> Record:
+    """The columns of a row that Debezium has captured, without its key and without what it did not read."""
+    dropped = [column.name for column in table.columns if column.name not in image]
+    if dropped:
+        raise Refused(
+            "missing_field",
+            f"the table {table.name} has no column {dropped[0]} any more; it is declared, and must be there",
+            f"after.{dropped[0]}",
+        )
+    return {name: value for name, value in image.items() if name != table.key and value != UNAVAILABLE}
+
+
+def _values(table: Table, found: Any, path: str) -> dict[str, Any]:
+    if type(found) is not dict:
+        raise wrong_type(found, path, "an object: column → value")
+    values = {}
+    for name, value in found.items():
+        column = table.column(name)
+        try:
+            values[name] = value if column is None else checked(column, value)
+        except Impossible as impossible:
+            raise Refused(
+                impossible.reason, f"{path}.{name} of {table.name}: {impossible}", f"{path}.{name}"
+            ) from None
+    return values
+
+
+ADS_CHANGES = Contract(
+    topic="ads-changes",
+    version=1,
+    key_field="key",
+    row_schema=ROW_SCHEMA,
+    parse=_parse,
+    grows=(),
+    examples=(
+        {
+            "table": "campaigns",
+            "key": "c1",
+            "version": 17,
+            "event_time": "2020-05-01T12:00:00Z",
+            "values": {"status": "paused", "daily_budget_usd_micros": 25_000_000},
+            "transaction": {"id": "t9", "count": 2},
+        },
+        {"op": "delete", "table": "ads", "key": "a1", "version": 18},
+        {
+            "op": "u",
+            "before": None,
+            "after": {
+                "image_signature": "i1",
+                "width_px": 800,
+                "height_px": 600,
+                "dominant_color": "#aa3311",
+                "annotations": ["chair", "red"],
+                "objects": [],
+                "text_share": 0.02,
+                "sharpness": 0.9,
+                "safety": 1.0,
+                "aesthetics": 0.7,
+                "is_animated": False,
+            },
+            "source": {"table": "images", "lsn": 24_023_128, "ts_ms": 1_600_000_000_000},
+            "transaction": {"id": "571:24023200", "total_order": 1},
+        },
+        {"status": "END", "id": "571:24023200", "event_count": 1},
+    ),
+)
