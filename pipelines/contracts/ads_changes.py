@@ -10,8 +10,11 @@ many different ones there are, or an end says it. The other shape is that of Deb
 schemas, for PostgreSQL: `before`, `after`, `op` (c, u, d, r), `source` (table, lsn, ts_ms), `transaction` (id); and its
 records about transactions (`status` BEGIN or END, `id`, `event_count`).
 
-A change of Debezium's has the whole row: a declared column that it does not name was dropped upstream, and is refused
-as one that was retyped is: that table's changes stop here until the two agree, and no other's.
+Of Debezium's id of a transaction, PostgreSQL's number before the colon counts: the rest is a position in the log, which
+differs among the records of one transaction (`PostgresTransactionMonitor`). Integers of its time columns are
+microseconds (`timestamp`), texts ISO 8601 (`timestamptz`). A change of Debezium's has the whole row: a declared column
+that it does not name was dropped upstream, and is refused as one that was retyped is: that table's changes stop here
+until the two agree, and no other's.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from pipelines.ads.schema import TABLES, Impossible, Table, checked
+from pipelines.ads.schema import TABLES, TIME, Impossible, Table, checked
 from pipelines.contracts.contract import (
     Contract,
     Record,
@@ -30,7 +33,7 @@ from pipelines.contracts.contract import (
     content_hash,
     missing,
     read_integer,
-    read_json,
+    read_object,
     read_time,
     take_id,
     take_op,
@@ -70,10 +73,13 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
 def transaction_of(value: bytes | None) -> str | None:
     """The transaction that a record names, whatever else is wrong with it; None where it names none."""
     try:
-        found = read_json(value)["transaction"]["id"]
-    except (Refused, KeyError, TypeError, IndexError):
+        record = read_object(value)
+        if type(record.get("transaction")) is not dict:
+            return None
+        found = take_id(record["transaction"], "id")
+        return _xid(found) if "source" in record else found
+    except Refused:
         return None
-    return found if type(found) is str and found else None
 
 
 def _plain(record: Record, broker_time_ms: int) -> Row:
@@ -82,8 +88,8 @@ def _plain(record: Record, broker_time_ms: int) -> Row:
     version = _version(record, "version", "")
     event_time = read_time(record, "event_time", broker_time_ms)
     transaction_id, transaction_count = _transaction(record)
-    values = None if is_deleted else _values(table, record.get("values"), "values")
     key = take_id(record, "key")
+    values = None if is_deleted else _values(table, key, record.get("values"), "values")
     return _row(table, key, version, event_time, values, transaction_id, transaction_count)
 
 
@@ -96,21 +102,23 @@ def _captured(record: Record, broker_time_ms: int) -> Row:
         raise Refused("unknown_op", "op must be c, u, d or r; a truncated table is deleted row by row", "op")
     version = _version(source, "lsn", "source.")
     event_time = read_time(dict(source), "ts_ms", broker_time_ms)
-    transaction_id, transaction_count = _transaction(record)
+    transaction_id, _ = _transaction(record)
+    if transaction_id is not None:
+        transaction_id = _xid(transaction_id)
     image_name = "before" if op == "d" else "after"
     image = record.get(image_name)
     if type(image) is not dict:
         raise wrong_type(image, image_name, "an object: the row")
     key = take_id(dict(image), table.key)
-    values = None if op == "d" else _values(table, _whole(table, image), "after")
-    return _row(table, key, version, event_time, values, transaction_id, transaction_count)
+    values = None if op == "d" else _values(table, key, _whole(table, image), "after")
+    return _row(table, key, version, event_time, values, transaction_id, None)
 
 
 def _boundary(record: Record) -> Row:
     status = record["status"]
     if status not in ("BEGIN", "END"):
         raise Refused("unknown_op", "status must be BEGIN or END", "status")
-    transaction_id = take_id(record, "id")
+    transaction_id = _xid(take_id(record, "id"))
     count = read_integer(record, "event_count", 0, MAX_TRANSACTION_COUNT) if status == "END" else None
     hashed = content_hash([status, transaction_id, count])
     return (None, transaction_id, 1, None, False, None, hashed, transaction_id, count)
@@ -167,7 +175,7 @@ def _transaction(record: Record) -> tuple[str | None, int | None]:
 
 
 def _whole(table: Table, image: Record) -> Record:
-    """The columns of a row that Debezium has captured, without its key and without what it did not read."""
+    """The columns of a row that Debezium has captured, without those that it did not read."""
     dropped = [column.name for column in table.columns if column.name not in image]
     if dropped:
         raise Refused(
@@ -175,14 +183,33 @@ def _whole(table: Table, image: Record) -> Record:
             f"the table {table.name} has no column {dropped[0]} any more; it is declared, and must be there",
             f"after.{dropped[0]}",
         )
-    return {name: value for name, value in image.items() if name != table.key and value != UNAVAILABLE}
+    read = {name: value for name, value in image.items() if value not in (UNAVAILABLE, [UNAVAILABLE])}
+    for column in table.columns:
+        if column.type == TIME and type(time_us := read.get(column.name)) is int:
+            read[column.name] = time_us // 1000
+    return read
 
 
-def _values(table: Table, found: Any, path: str) -> dict[str, Any]:
+def _xid(transaction_id: str) -> str:
+    """PostgreSQL's transaction of an id of Debezium's."""
+    number = transaction_id.partition(":")[0]
+    if not (number.isascii() and number.isdigit()):
+        raise Refused(
+            "wrong_type", "the transaction's id must begin with PostgreSQL's number", "transaction.id"
+        )
+    return f"xid:{number}"
+
+
+def _values(table: Table, key: str, found: Any, path: str) -> dict[str, Any]:
+    """The columns as the repository keeps them; the key may be among them, if it is the row's."""
     if type(found) is not dict:
         raise wrong_type(found, path, "an object: column → value")
+    if found.get(table.key, key) != key:
+        raise Refused("out_of_range", f"{path}.{table.key} must be the row's key", f"{path}.{table.key}")
     values = {}
     for name, value in found.items():
+        if name == table.key:
+            continue
         column = table.column(name)
         try:
             values[name] = value if column is None else checked(column, value)

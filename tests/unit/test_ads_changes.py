@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.ads import updater
 from pipelines.ads.repository import Update
-from pipelines.ads.schema import ADVERTISERS, IMAGES, TABLES
+from pipelines.ads.schema import ADVERTISERS, IMAGES, PINS, TABLES
 from pipelines.contracts import ADS_CHANGES, RECORD, Refusal, decode, decode_table
 from pipelines.contracts.ads_changes import MAX_VERSION, UNAVAILABLE, transaction_of
 
@@ -66,10 +66,10 @@ def test_a_deletion_has_no_values() -> None:
 
 
 def test_a_captured_row_says_all_its_columns_but_what_was_not_read() -> None:
-    found = row(CAPTURED | {"after": IMAGE | {"annotations": UNAVAILABLE}})
+    found = row(CAPTURED | {"after": IMAGE | {"annotations": UNAVAILABLE, "objects": [UNAVAILABLE]}})
     assert (found["table"], found["key"], found["version"]) == ("images", "i1", 5)
-    assert set(json.loads(found["values"])) == {c.name for c in IMAGES.columns} - {"annotations"}
-    assert (found["transaction_id"], found["transaction_count"]) == ("571:9", None)
+    assert set(json.loads(found["values"])) == {c.name for c in IMAGES.columns} - {"annotations", "objects"}
+    assert (found["transaction_id"], found["transaction_count"]) == ("xid:571", None)
     deleted = row(CAPTURED | {"op": "d", "before": {"image_signature": "i1"}, "after": None})
     assert deleted["is_deleted"] and deleted["key"] == "i1"
 
@@ -136,6 +136,35 @@ def test_one_tables_change_upstream_stops_no_other() -> None:
     assert row(CAPTURED | {"after": advertiser, "source": SOURCE | {"table": "advertisers"}})["key"] == "v1"
 
 
+def test_the_records_of_one_transaction_of_debezium_have_one_id() -> None:
+    """Its ids end in a position of the log, which is another one in each record."""
+    records = [
+        CAPTURED | {"transaction": {"id": "571:9", "total_order": 1}},
+        CAPTURED | {"transaction": {"id": "571:17"}},
+    ]
+    records.append({"status": "END", "id": "571:24", "event_count": 2})
+    assert {row(record)["transaction_id"] for record in records} == {"xid:571"}
+    assert transaction_of(json.dumps(records[0]).encode()) == "xid:571"
+    assert reason(CAPTURED | {"transaction": {"id": "t9"}}) == ("wrong_type", "transaction.id")
+
+
+def test_a_captured_time_is_iso_or_microseconds() -> None:
+    pin = {column.name: None for column in PINS.columns} | {"pin_id": "p1"}
+    captured = CAPTURED | {"source": SOURCE | {"table": "pins"}}
+    for spelt in ("2023-11-14T22:13:20.000999Z", NOW_MS * 1000 + 999):
+        assert (
+            json.loads(row(captured | {"after": pin | {"created_at": spelt}})["values"])["created_at"]
+            == NOW_MS
+        )
+
+
+def test_the_key_among_the_values_is_the_rows() -> None:
+    assert (
+        row(PLAIN | {"values": {"campaign_id": "c1", "status": "paused"}})["values"] == '{"status":"paused"}'
+    )
+    assert reason(PLAIN | {"values": {"campaign_id": "c2"}}) == ("out_of_range", "values.campaign_id")
+
+
 def test_a_refused_record_still_names_its_transaction() -> None:
     refused = PLAIN | {"values": {"daily_budget_usd_micros": -1}, "transaction": {"id": "t9", "count": 2}}
     assert transaction_of(json.dumps(refused).encode()) == "t9"
@@ -151,7 +180,8 @@ def test_versions_of_a_row_add_up_below_two_to_the_63() -> None:
 def test_accepted_rows_are_the_updaters_events() -> None:
     deleted = {"op": "delete", "table": "ads", "key": "a1", "version": 18}
     values = [
-        json.dumps(one).encode() for one in (PLAIN, deleted, {"status": "END", "id": "t", "event_count": 1})
+        json.dumps(one).encode()
+        for one in (PLAIN, deleted, {"status": "END", "id": "571:9", "event_count": 1})
     ]
     columns = {field.name: pa.nulls(len(values), field.type) for field in RECORD}
     columns["value"] = pa.array(values)
@@ -162,4 +192,4 @@ def test_accepted_rows_are_the_updaters_events() -> None:
         Update("ads", "a1", 18, None, None),
         None,
     ]
-    assert (events[2].transaction_id, events[2].transaction_count) == ("t", 1)
+    assert (events[2].transaction_id, events[2].transaction_count) == ("xid:571", 1)
