@@ -14,6 +14,7 @@ from assets import columns
 from assets.platform import RETRIES, Platform, described, final, key
 from pipelines import backfill, lake
 from pipelines.backfill import Changes, Days
+from pipelines.contracts import CONTRACTS
 from pipelines.curate import SOURCES, Part, Source
 from pipelines.lake import Snapshot
 
@@ -71,7 +72,7 @@ def _letter_days(partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinitio
 
     @dg.asset(
         key=days_key(spec.name),
-        deps=[key(source.raw_table) for source in SOURCES.values()],
+        deps=[key(contract.raw_table) for contract in CONTRACTS.values()],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=spec.name,

@@ -5,11 +5,11 @@ import dagster as dg
 from assets import streams
 from assets.platform import ON_SCHEDULE, RETRIES, Platform, described, final, key
 from pipelines import lake
-from pipelines.curate import SOURCES, Source
+from pipelines.contracts import CONTRACTS, Contract
 
 
-def _raw(source: Source) -> dg.AssetsDefinition:
-    spec = lake.TABLES[source.raw_table]
+def _raw(contract: Contract) -> dg.AssetsDefinition:
+    spec = lake.TABLES[contract.raw_table]
 
     @dg.asset(
         key=key(spec.name),
@@ -36,4 +36,4 @@ def _raw(source: Source) -> dg.AssetsDefinition:
     return raw
 
 
-raw_assets = [_raw(source) for source in SOURCES.values()]
+raw_assets = [_raw(contract) for contract in CONTRACTS.values()]

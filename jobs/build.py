@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jobs.processes import prepare_dagster_home
 from pipelines import lake
 from pipelines.backfill import Changes, Days
-from pipelines.curate import SOURCES
+from pipelines.contracts import CONTRACTS
 from pipelines.errors import TidemarkError
-from pipelines.indexing.position import EMPTY, Position
+from pipelines.indexing.position import Position, merge_all
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def await_archive(
     started = time.monotonic()
     report(Step("archive", "running"))
     while True:
-        held = EMPTY
-        for source in SOURCES.values():
-            held = held.merge(lake.position(settings, source.raw_table))
+        held = merge_all(lake.position(settings, contract.raw_table) for contract in CONTRACTS.values())
         waited = time.monotonic() - started
         if held.covers(wait):
             report(Step("archive", "done", waited))

@@ -25,7 +25,7 @@ from jobs.topic import TIMEOUT_S, Topic
 from jobs.trace import Based, Commit, Door, Epoch, Evidence, Folded, Kafka, OfIndex, Record, Stage, Standing
 from pipelines import lake, logs, tracing
 from pipelines.contracts import Contract
-from pipelines.curate import SOURCES
+from pipelines.curate import source_of
 from pipelines.errors import TidemarkError
 from pipelines.indexing import delta
 from pipelines.indexing.delta import Marker
@@ -150,7 +150,7 @@ def look(
                 f"the newest {MOST_FOLLOWED} of {len(found)} records are followed; --all follows all"
             )
         evidence = gather(settings, contract, followed, topic)
-    parts = SOURCES[contract.name].parts
+    parts = source_of(contract).parts
     traced = [
         Traced(
             record,

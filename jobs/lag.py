@@ -110,7 +110,7 @@ def _committed(settings: Settings, stream: str) -> Position:
     from pipelines.ingest import archive
 
     if stream == archive.STREAM:
-        return merge_all(lake.position(settings, f"raw.{c.name}") for c in CONTRACTS.values())
+        return merge_all(lake.position(settings, c.raw_table) for c in CONTRACTS.values())
     fed = [
         path
         for spec in INDICES.values()

@@ -21,7 +21,7 @@ from jobs.topic import Topic
 from jobs.trace import Record
 from pipelines import lake
 from pipelines.contracts import RECORD, Contract, Refusal, decode
-from pipelines.curate import SOURCES, Source
+from pipelines.curate import Source, source_of
 from pipelines.indexing.position import Position, meet_all
 from pipelines.ingest import dead_letters
 from pipelines.ingest.broker import BrokerError
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
 
 made: Any = expressions  # whose stubs know only how they are read from JSON
-
-
-def _id_field(contract: Contract) -> str:
-    return SOURCES[contract.name].identity[-1]
 
 
 def find(
@@ -61,7 +57,7 @@ def find(
         notes: What could not be looked at is added.
         everything: Read all of raw.
     """
-    source = SOURCES[contract.name]
+    source = source_of(contract)
     found = {record.name: record for record in _letters(settings, contract, id_, user)}
     held = Position() if everything else _curated_position(settings, source)
     for row in _rows_of_raw(settings, contract, id_, held):
@@ -82,7 +78,7 @@ def find(
 
 def id_field(contract: Contract) -> str:
     """The field that holds the id that a topic's records are asked for by."""
-    return SOURCES[contract.name].identity[-1]
+    return source_of(contract).identity[-1]
 
 
 def _letters(settings: Settings, contract: Contract, id_: str, user: str | None) -> Iterator[Record]:
@@ -172,7 +168,7 @@ def _record(contract: Contract, row: Mapping[str, Any], id_: str, user: str | No
         return None
     if user is not None and decoded.get("user_id", user) != user:
         return None
-    hashes = {part.table: decoded[part.content_hash] for part in SOURCES[contract.name].parts}
+    hashes = {part.table: decoded[part.content_hash] for part in source_of(contract).parts}
     return _of_row(contract, {**row, **decoded}, hashes)
 
 
@@ -184,7 +180,7 @@ def _of_row(contract: Contract, row: Mapping[str, Any], hashes: Mapping[str, int
         place=None if is_of_load else Place(row["topic_id"], row["partition"], row["offset"]),
         load=(row["load_id"], row["load_row"]) if is_of_load else None,
         taken_ms=int(row["broker_time"].timestamp() * 1000),
-        identity=() if refusal else tuple(row[name] for name in SOURCES[contract.name].identity),
+        identity=() if refusal else tuple(row[name] for name in source_of(contract).identity),
         version=row.get("version", 1),
         is_deleted=row.get("is_deleted", False),
         hashes=hashes,

@@ -210,9 +210,9 @@ def letter_days(spark: SparkSession, settings: Settings, days: Days) -> Rebuilt:
         lake.append(spark.createDataFrame([], spark.table(spec.identifier).schema), spec)
     replaced = _snapshot(settings, spec.name)
     parts = [
-        _letters(evolution.current(settings, contract), lake.read(spark, f"raw.{contract.name}"), days)
+        _letters(evolution.current(settings, contract), lake.read(spark, contract.raw_table), days)
         for contract in CONTRACTS.values()
-        if lake.current_snapshot(settings, f"raw.{contract.name}") is not None
+        if lake.current_snapshot(settings, contract.raw_table) is not None
     ]
     if not parts:
         raise BackfillError(

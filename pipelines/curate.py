@@ -46,7 +46,7 @@ class Source(NamedTuple):
     @property
     def raw_table(self) -> str:
         """The raw table of the topic."""
-        return f"raw.{self.contract.name}"
+        return self.contract.raw_table
 
     def under(self, contract: Contract) -> Source:
         """This source with what was learned of its contract's fields: the parts have the new columns, too."""
@@ -96,7 +96,27 @@ SOURCES: dict[str, Source] = {
         ),
     )
 }
-"""What is curated, by the topic's name as a table's."""
+"""What is curated, by the topic's name as a table's. Not every topic is: what stands of an ad is in its repository."""
+
+
+class NotCurated(TidemarkError):
+    """Nothing is curated of a topic."""
+
+
+def source_of(contract: Contract) -> Source:
+    """What is curated of a topic.
+
+    Raises:
+        NotCurated: Nothing is.
+    """
+    found = SOURCES.get(contract.name)
+    if found is None:
+        raise NotCurated(
+            "nothing is curated of its records",
+            where=contract.topic,
+            remedy=f"choose one of {', '.join(source.contract.topic for source in SOURCES.values())}",
+        )
+    return found
 
 
 class Account(NamedTuple):

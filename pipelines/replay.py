@@ -133,7 +133,7 @@ def records(
     """
     from pyspark.sql import functions as F
 
-    name = f"raw.{contract.name}"
+    name = contract.raw_table
     if lake.current_snapshot(settings, name) is None:
         raise ReplayError("nothing was archived yet", where=name, remedy="`tidemark up`, or load something")
     raw = lake.read(spark, name).withColumn("topic", F.lit(contract.topic))

@@ -29,7 +29,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH
 
 from pipelines import failpoints, index_rows, lake
-from pipelines.curate import SOURCES
+from pipelines.contracts import CONTRACTS
 from pipelines.errors import TidemarkError
 from pipelines.indexing import streaming
 from pipelines.indexing.position import EMPTY, Position, topic_name
@@ -37,6 +37,7 @@ from pipelines.indices import INDICES
 from pipelines.ingest import archive, broker, writers
 from pipelines.settings import Settings
 
+_ARCHIVED = tuple(contract.raw_table for contract in CONTRACTS.values())
 COPIES = frozenset(index_rows.delta_table(spec).name for spec in INDICES.values())
 TAG = "undone-"
 GRACE_DAYS = 7
@@ -301,7 +302,7 @@ def plan_load(settings: Settings, load_id: str) -> Plan:
     """
     targets: dict[str, int | None] = {}
     expired = []
-    for name in (*(source.raw_table for source in SOURCES.values()), lake.RAW_HOUSEHOLDS.name):
+    for name in (*_ARCHIVED, lake.RAW_HOUSEHOLDS.name):
         full_ids = {load_id, f"{name.partition('.')[2]}:{load_id}"}
         if not full_ids & lake.position(settings, name).loads:
             continue
@@ -470,7 +471,7 @@ def carry_out(settings: Settings, planned: Plan) -> None:
         WriterBusy: A load or the archive writes, and goes on writing.
     """
     moves = planned.changes
-    is_archived = any(move.table in {source.raw_table for source in SOURCES.values()} for move in moves)
+    is_archived = any(move.table in _ARCHIVED for move in moves)
     is_raw = any(move.table.startswith("raw.") for move in moves)
     with writers.alone(settings) if is_raw else nullcontext():
         if (
@@ -543,8 +544,8 @@ def _was_taken_back(settings: Settings, move: Move, name: str) -> bool:
 def _last_incarnation(settings: Settings) -> int:
     """The greatest incarnation of the archive in any snapshot that is kept, also of what was undone."""
     found = [0]
-    for source in SOURCES.values():
-        table = lake.open_table(settings, source.raw_table)
+    for name in _ARCHIVED:
+        table = lake.open_table(settings, name)
         for snapshot in table.metadata.snapshots if table is not None else ():
             said = snapshot.summary.additional_properties if snapshot.summary is not None else {}
             if said.get(lake.STREAM) == archive.STREAM:

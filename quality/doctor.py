@@ -31,7 +31,7 @@ from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.table import Table
 
 from pipelines import lake, staging
-from pipelines.contracts import PROVENANCE, RECORD, contract_of, decode_table
+from pipelines.contracts import CONTRACTS, PROVENANCE, RECORD, Contract, decode_table
 from pipelines.curate import FATES, SOURCES, Source
 from pipelines.errors import TidemarkError
 from pipelines.indexing import delta
@@ -79,7 +79,7 @@ Found = tuple[str, str, str, str]  # severity, where, what, remedy
 class Raw(NamedTuple):
     """What the rows of a raw table are, at one snapshot: by partition the offsets, by load the rows."""
 
-    source: Source
+    contract: Contract
     snapshot: lake.Snapshot | None
     position: Position
     offsets: dict[tuple[str, int], Offsets]
@@ -127,7 +127,7 @@ class Home:
     @functools.cached_property
     def raw(self) -> list[Raw]:
         """Every raw table that holds a topic's records."""
-        return [_read_raw(self.settings, source) for source in SOURCES.values()]
+        return [_read_raw(self.settings, contract) for contract in CONTRACTS.values()]
 
     @functools.cached_property
     def letters(self) -> pa.Table:
@@ -180,7 +180,7 @@ class Home:
 
     def held(self) -> Position:
         """What the raw tables hold now."""
-        return lake.positions(self.settings, [source.raw_table for source in SOURCES.values()])
+        return lake.positions(self.settings, [contract.raw_table for contract in CONTRACTS.values()])
 
 
 def examine(settings: Settings, *, is_deep: bool = False) -> list[Finding]:
@@ -208,11 +208,11 @@ def examine(settings: Settings, *, is_deep: bool = False) -> list[Finding]:
 # ------------------------------------------------------------------------------------------------ raw
 
 
-def _read_raw(settings: Settings, source: Source) -> Raw:
-    name = source.raw_table
+def _read_raw(settings: Settings, contract: Contract) -> Raw:
+    name = contract.raw_table
     snapshot = lake.current_snapshot(settings, name)
     if snapshot is None:
-        return Raw(source, None, EMPTY, {}, Counter())
+        return Raw(contract, None, EMPTY, {}, Counter())
     table = lake.open_table(settings, name)
     assert table is not None
     offsets: dict[tuple[str, int], Offsets] = {}
@@ -226,7 +226,7 @@ def _read_raw(settings: Settings, source: Source) -> Raw:
         rows = rows.filter(pc.is_null(rows.column("load_id")))
         for place, part in _by_partition(rows):
             offsets.setdefault(place, Offsets()).add(part)
-    return Raw(source, snapshot, lake.position(settings, name, snapshot.id), offsets, loads)
+    return Raw(contract, snapshot, lake.position(settings, name, snapshot.id), offsets, loads)
 
 
 def _by_partition(rows: pa.Table) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
@@ -240,7 +240,7 @@ def _by_partition(rows: pa.Table) -> Iterator[tuple[tuple[str, int], np.ndarray]
 
 def _raw(home: Home) -> Iterator[Found]:
     for raw in home.raw:
-        name = raw.source.raw_table
+        name = raw.contract.raw_table
         back = f"`tidemark undo {name} --to TIME` of before they went: Kafka brings again what came since"
         ends = {
             (topic_id, partition): end
@@ -265,7 +265,7 @@ def _raw(home: Home) -> Iterator[Found]:
 
 
 def _loads(home: Home, raw: Raw) -> Iterator[Found]:
-    name = raw.source.raw_table
+    name = raw.contract.raw_table
     committed = {
         str(s.summary[lake.LOAD_ID]): int(s.summary.get("added-records", 0))
         for s in lake.ancestors(home.settings, name, raw.snapshot.id if raw.snapshot else None)
@@ -282,7 +282,7 @@ def _loads(home: Home, raw: Raw) -> Iterator[Found]:
 
 
 def _letters(home: Home) -> Iterator[Found]:
-    by_topic = {raw.source.contract.topic: raw for raw in home.raw}
+    by_topic = {raw.contract.topic: raw for raw in home.raw}
     name = lake.RAW_DEAD_LETTERS.name
     seen: Counter[tuple[Any, ...]] = Counter()
     beyond, strange = 0, []
@@ -325,10 +325,10 @@ def _refused(home: Home) -> Iterator[Found]:
     for raw in home.raw:
         if raw.snapshot is None:
             continue
-        topic = raw.source.contract.topic
+        topic = raw.contract.topic
         without: list[tuple[Any, ...]] = []
         found: set[tuple[Any, ...]] = set()
-        for _, refused in _decoded(home, raw.source, raw.snapshot.id):
+        for _, refused in _decoded(home, raw.contract, raw.snapshot.id):
             for row in refused.select(["topic_id", "partition", "offset", "load_id", "load_row"]).to_pylist():
                 place = _letter_place(topic, row)
                 found.add(place)
@@ -339,7 +339,7 @@ def _refused(home: Home) -> Iterator[Found]:
             what = f"{len(without)} records are refused and have no letter, as {_place(without[0])}"
             yield (
                 ERROR,
-                raw.source.raw_table,
+                raw.contract.raw_table,
                 what,
                 "`tidemark undo` the table to before them, and archive again",
             )
@@ -362,12 +362,12 @@ def _is_held(raw: Raw, place: tuple[Any, ...]) -> bool:
     return bool(number < raw.position.topics.get(source, {}).get(partition, 0))
 
 
-def _decoded(home: Home, source: Source, snapshot_id: int) -> Iterator[tuple[pa.Table, pa.Table]]:
-    table = home.table(source.raw_table)
+def _decoded(home: Home, contract: Contract, snapshot_id: int) -> Iterator[tuple[pa.Table, pa.Table]]:
+    table = home.table(contract.raw_table)
     assert table is not None
     scan = table.scan(snapshot_id=snapshot_id, selected_fields=(*PROVENANCE.names, "key", "value"))
     for batch in scan.to_arrow_batch_reader():
-        decoded = decode_table(contract_of(source.contract.name), pa.table(batch).select(RECORD.names))
+        decoded = decode_table(contract, pa.table(batch).select(RECORD.names))
         yield decoded.accepted, decoded.refused
 
 
@@ -394,7 +394,7 @@ def _accounts(home: Home) -> Iterator[Found]:
         return
     rows_of: dict[int, int] = {}
     for raw in home.raw:
-        rows_of |= {s.id: s.rows for s in lake.ancestors(home.settings, raw.source.raw_table)}
+        rows_of |= {s.id: s.rows for s in lake.ancestors(home.settings, raw.contract.raw_table)}
     for row in table.scan().to_arrow().to_pylist():
         where = f"{lake.OPS_ACCOUNT.name}, {row['table']} at {row['snapshot_id']}"
         fates = sum(row[fate] for fate in FATES)
@@ -422,7 +422,7 @@ def _identities(home: Home, source: Source) -> Iterator[Found]:
         if snapshot is None or raw_id is None:
             continue
         known: pa.Table | None = None
-        for accepted, _ in _decoded(home, source, raw_id):
+        for accepted, _ in _decoded(home, source.contract, raw_id):
             says = accepted.filter(pc.is_valid(accepted.column(part.content_hash)))
             more = says.select(list(source.identity))
             known = more if known is None else pa.concat_tables([known, more])
@@ -745,7 +745,7 @@ def _letter_offsets(home: Home) -> dict[tuple[str, int], np.ndarray]:
 
 def _checkpoints(home: Home) -> Iterator[Found]:
     settings = home.settings
-    targets = {archive.STREAM: archive.held(settings, [source.contract for source in SOURCES.values()])}
+    targets = {archive.STREAM: archive.held(settings, CONTRACTS.values())}
     for name in STREAMS:
         targets[name] = _committed(home, name)
     for name, committed in targets.items():
@@ -898,7 +898,7 @@ def _said_position(home: Home, name: str) -> Position:
 
 
 def _raw_of(home: Home, topic_id: str) -> Raw | None:
-    return next((raw for raw in home.raw if raw.source.contract.topic == topic_name(topic_id)), None)
+    return next((raw for raw in home.raw if raw.contract.topic == topic_name(topic_id)), None)
 
 
 def _raw_name(topic_id: str) -> str:

@@ -145,8 +145,13 @@ class Contract:
 
     @property
     def name(self) -> str:
-        """The topic's name as a table's: `raw.<name>`."""
+        """The topic's name as a table's."""
         return self.topic.replace("-", "_")
+
+    @property
+    def raw_table(self) -> str:
+        """The table that holds every record of the topic."""
+        return f"raw.{self.name}"
 
     def decide(self, record: Record, broker_time_ms: int) -> Row:
         """A record's row, learned fields too; raises `Refused`."""

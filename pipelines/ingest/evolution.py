@@ -123,7 +123,8 @@ def add(settings: Settings, contract: Contract, path: str, type: str) -> Field:
         )
     if outer not in contract.grows:
         named = ", ".join(f"{name}.NAME" if name else "NAME" for name in contract.grows)
-        raise EvolutionError(f"{path} is in no part that grows", where=contract.topic, remedy=f"use {named}")
+        remedy = f"use {named}" if named else "no field of its becomes a column"
+        raise EvolutionError(f"{path} is in no part that grows", where=contract.topic, remedy=remedy)
 
     def more(known: tuple[Field, ...], now_ms: int) -> learned.Lesson:
         if path in learned.newest(known):
@@ -249,7 +250,7 @@ class Known:
 
 
 def _raw(contract: Contract) -> str:
-    return f"raw.{contract.name}"
+    return contract.raw_table
 
 
 def _fields(table: Table) -> tuple[Field, ...]:

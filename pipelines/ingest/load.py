@@ -86,7 +86,7 @@ class LoadResult(NamedTuple):
 
 def raw_spec(contract: Contract) -> lake.TableSpec:
     """The raw table of a contract's topic."""
-    return lake.TABLES[f"raw.{contract.name}"]
+    return lake.TABLES[contract.raw_table]
 
 
 def load(

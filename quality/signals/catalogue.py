@@ -197,7 +197,7 @@ def _table(
         )
         for path, kind_of_value, column in flat
     )
-    is_of_topic = spec.name in {f"raw.{contract.name}" for contract in CONTRACTS.values()}
+    is_of_topic = spec.name in {contract.raw_table for contract in CONTRACTS.values()}
     if is_of_topic or spec.name == lake.RAW_DEAD_LETTERS.name:
         inputs: tuple[str, ...] = (f"stream.{archive.STREAM}",)
     elif spec.name in COPIED:

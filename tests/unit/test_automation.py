@@ -10,9 +10,10 @@ import pytest
 
 from assets import freshness, streams
 from jobs.definitions import defs
+from pipelines.contracts import CONTRACTS
 
 START = datetime(2024, 3, 1, 1, 0, tzinfo=UTC)
-RAW = {dg.AssetKey(["raw", "user_interactions"]), dg.AssetKey(["raw", "pin_updates"])}
+RAW = {dg.AssetKey(["raw", contract.name]) for contract in CONTRACTS.values()}
 MAINTENANCE = dg.AssetSelection.groups("maintenance").resolve(defs.resolve_asset_graph())
 DAYS = dg.AssetSelection.groups("backfill").resolve(defs.resolve_asset_graph())
 STREAMS = streams.ALL.resolve(defs.resolve_asset_graph())

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jobs import trace
 from jobs.trace import Based, Commit, Door, Epoch, Evidence, Folded, Kafka, OfIndex, Record
 from pipelines import tracing
-from pipelines.curate import SOURCES
+from pipelines.contracts import ADS_CHANGES
+from pipelines.curate import SOURCES, NotCurated, source_of
 from pipelines.indexing.delta import Marker
 from pipelines.indexing.position import Position
 from pipelines.tracing import Place, Trace
@@ -288,3 +289,9 @@ def test_ranges_have_exactly_their_places(chosen: set[tuple[str, int, int]]) -> 
 )
 def test_a_line_with_odd_places_is_nobodys(odd: object) -> None:
     assert not tracing.is_in(PLACE, odd)
+
+
+def test_only_what_is_curated_can_be_traced() -> None:
+    with pytest.raises(NotCurated, match="ads-changes") as raised:
+        source_of(ADS_CHANGES)
+    assert raised.value.remedy == "choose one of user-interactions, pin-updates"
