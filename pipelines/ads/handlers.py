@@ -94,10 +94,13 @@ def document_schema(family: str) -> pa.Schema:
 
 
 def triggers(family: str) -> frozenset[str]:
-    """The source columns whose change makes a family's documents again."""
-    return frozenset(
-        name for handler in of_family(family) for name in handler.inputs if not name.endswith(".is_there")
-    )
+    """The source columns whose change makes a family's documents again: what handlers look at, and what joins follow.
+
+    `campaigns.is_there` is among them: the row appeared, or is gone.
+    """
+    looked_at = {name for handler in of_family(family) for name in handler.inputs}
+    followed = {joined.name_of(*given.by) for given in joined.INPUTS[family] if given.by is not None}
+    return frozenset(looked_at | followed | {f"{given.table}.is_there" for given in joined.INPUTS[family]})
 
 
 def _whole_array(column: pa.ChunkedArray) -> pa.Array:
