@@ -63,11 +63,16 @@ ROW_SCHEMA = pa.schema(
 
 
 def _parse(record: Record, broker_time_ms: int) -> Row:
-    if "source" in record:
+    if _is_captured(record):
         return _captured(record, broker_time_ms)
-    if "status" in record:
+    if "status" in record and "table" not in record:
         return _boundary(record)
     return _plain(record, broker_time_ms)
+
+
+def _is_captured(record: Record) -> bool:
+    """Debezium's envelope names its table in `source` alone; a producer's record may have a field `source`, too."""
+    return "source" in record and "table" not in record
 
 
 def transaction_of(value: bytes | None) -> str | None:
@@ -77,7 +82,7 @@ def transaction_of(value: bytes | None) -> str | None:
         if type(record.get("transaction")) is not dict:
             return None
         found = take_id(record["transaction"], "id")
-        return _xid(found) if "source" in record else found
+        return _xid(found) if _is_captured(record) else found
     except Refused:
         return None
 
@@ -88,6 +93,8 @@ def _plain(record: Record, broker_time_ms: int) -> Row:
     version = _version(record, "version", "")
     event_time = read_time(record, "event_time", broker_time_ms)
     transaction_id, transaction_count = _transaction(record)
+    if transaction_id is not None and transaction_count is None:  # nothing else would ever say it
+        raise missing("transaction.count", f"an integer from 1 to {MAX_TRANSACTION_COUNT}")
     key = take_id(record, "key")
     values = None if is_deleted else _values(table, key, record.get("values"), "values")
     return _row(table, key, version, event_time, values, transaction_id, transaction_count)
@@ -120,6 +127,8 @@ def _boundary(record: Record) -> Row:
         raise Refused("unknown_op", "status must be BEGIN or END", "status")
     transaction_id = _xid(take_id(record, "id"))
     count = read_integer(record, "event_count", 0, MAX_TRANSACTION_COUNT) if status == "END" else None
+    if status == "END" and count is None:
+        raise missing("event_count", f"an integer from 0 to {MAX_TRANSACTION_COUNT}")
     hashed = content_hash([status, transaction_id, count])
     return (None, transaction_id, 1, None, False, None, hashed, transaction_id, count)
 

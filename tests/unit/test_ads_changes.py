@@ -60,6 +60,12 @@ def test_what_is_not_declared_flows_and_what_is_is_made_canonical() -> None:
     assert found == {"grown": {"a": [2], "b": 1}, "starts_at": NOW_MS, "labels": ["a", "b"]}
 
 
+def test_a_producers_record_may_have_fields_that_debezium_uses() -> None:
+    more = PLAIN | {"source": "crm", "status": "new", "transaction": {"id": "t9", "count": 1}}
+    assert row(more) == row(PLAIN | {"transaction": {"id": "t9", "count": 1}})
+    assert transaction_of(json.dumps(more).encode()) == "t9"
+
+
 def test_a_deletion_has_no_values() -> None:
     found = row({"op": "delete", "table": "ads", "key": "a1", "version": 18})
     assert found["is_deleted"] and found["values"] is None
@@ -112,6 +118,7 @@ def test_a_transaction_has_a_beginning_and_an_end() -> None:
         (PLAIN | {"op": "truncate"}, ("unknown_op", "op")),
         (PLAIN | {"transaction": {"id": "t9", "count": 0}}, ("out_of_range", "transaction.count")),
         (PLAIN | {"transaction": "t9"}, ("wrong_type", "transaction")),
+        (PLAIN | {"transaction": {"id": "t9"}}, ("missing_field", "transaction.count")),
         (PLAIN | {"event_time": NOW_MS + 7_200_000}, ("time_ahead", "event_time")),
         (CAPTURED | {"op": "t"}, ("unknown_op", "op")),
         (CAPTURED | {"source": SOURCE | {"table": "other"}}, ("unknown_table", "source.table")),
@@ -122,6 +129,7 @@ def test_a_transaction_has_a_beginning_and_an_end() -> None:
         ),
         (CAPTURED | {"after": IMAGE | {"safety": "high"}}, ("wrong_type", "after.safety")),
         ({"status": "DONE", "id": "571:9"}, ("unknown_op", "status")),
+        ({"status": "END", "id": "571:9"}, ("missing_field", "event_count")),
     ],
 )
 def test_what_is_refused(record: dict[str, Any], wanted: tuple[str, str]) -> None:
