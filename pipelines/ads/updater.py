@@ -123,9 +123,7 @@ def held(connection: Connection) -> list[Held]:
 def release(store: Repository, transaction_id: str) -> list[Change]:
     """Write what has arrived of a transaction, as if it were all; what comes later of it is written at once."""
     with store.writing() as connection:
-        changes = repository.write(
-            connection, _waiting(connection, [transaction_id]).get(transaction_id, {}).values()
-        )
+        changes = repository.write(connection, _waiting(connection, [transaction_id]).get(transaction_id, []))
         _settle(connection, [transaction_id])
     return changes
 
@@ -161,22 +159,24 @@ def _add(transaction: _Transaction, event: Event) -> None:
 def _ready(connection: Connection, begun: dict[str, _Transaction]) -> list[Update]:
     """The updates of the transactions that are whole now; what is not is kept."""
     known = _known(connection, list(begun))
-    before = _waiting(connection, [name for name, (state, _) in known.items() if state != DONE])
     ready: list[Update] = []
     done, kept = [], {}
     for name, transaction in begun.items():
-        state, count = known.get(name, (WAITS, None))
-        count = max([*transaction.counts, *transaction.ends, count or 0]) or None
-        updates = before.get(name, {}) | transaction.updates
-        is_whole = count is not None and len(updates) >= count
+        state, said = known.get(name, (WAITS, None))
+        counts = [*transaction.counts, *transaction.ends, *([] if said is None else [said])]
+        count, updates = max(counts, default=None), transaction.updates.values()
+        is_whole = name not in known and count is not None and len(updates) >= count
         if state == DONE or is_whole:
-            ready += updates.values()
-            if state != DONE and (len(updates) > 1 or transaction.ends or name in known):
+            ready += updates
+            if is_whole and (len(updates) > 1 or (updates and transaction.ends)):
                 done.append(name)  # where a record of it that comes again could not tell that it is all
-        else:
+        elif any(transaction):  # its beginning says nothing
             kept[name] = (transaction, count, REFUSED if transaction.refusals else state)
     _keep(connection, kept)
-    _settle(connection, done)
+    whole = _whole(connection, {name: count for name, (_, count, _) in kept.items() if count is not None})
+    for held_updates in _waiting(connection, whole).values():
+        ready += held_updates
+    _settle(connection, [*done, *whole])
     return ready
 
 
@@ -187,16 +187,29 @@ def _known(connection: Connection, names: Sequence[str]) -> dict[str, tuple[str,
     return {row.id: (row.state, row.expected) for row in connection.execute(found)}
 
 
-def _waiting(
-    connection: Connection, names: Sequence[str]
-) -> dict[str, dict[tuple[str, str, int, int], Update]]:
-    found: dict[str, dict[tuple[str, str, int, int], Update]] = {}
+def _whole(connection: Connection, counts: Mapping[str, int]) -> list[str]:
+    """Of the transactions that wait, by how many records they have, those that have all of them.
+
+    They are counted where they are: a transaction of a million records that arrives in parts is read once.
+    """
+    if not counts:
+        return []
+    of, arrived = WAITING.c.transaction_id, dict.fromkeys(counts, 0)
+    found = sa.select(of, sa.func.count()).where(repository.among(connection, of, counts)).group_by(of)
+    for name, number in connection.execute(found):
+        arrived[name] = number
+    return [name for name, count in counts.items() if arrived[name] >= count]
+
+
+def _waiting(connection: Connection, names: Sequence[str]) -> dict[str, list[Update]]:
+    found: dict[str, list[Update]] = {}
+    if not names:
+        return found
     waiting = sa.select(WAITING).where(repository.among(connection, WAITING.c.transaction_id, names))
     for row in connection.execute(waiting):
         said = orjson.loads(row.said)
         update = Update(row.table_name, row.key, row.version, said["values"], said["event_time_ms"])
-        identity = (row.table_name, row.key, row.version, row.content_hash)
-        found.setdefault(row.transaction_id, {})[identity] = update
+        found.setdefault(row.transaction_id, []).append(update)
     return found
 
 

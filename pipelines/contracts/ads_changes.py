@@ -47,6 +47,8 @@ MAX_TRANSACTION_COUNT = 1_000_000
 UNAVAILABLE = "__debezium_unavailable_value"
 """What Debezium writes for a long value that an UPDATE did not touch."""
 
+_COLUMNS = {table.name: {column.name: column for column in table.columns} for table in TABLES.values()}
+
 ROW_SCHEMA = pa.schema(
     [
         pa.field("table", pa.string()),  # null in what is said of a transaction alone
@@ -215,11 +217,11 @@ def _values(table: Table, key: str, found: Any, path: str) -> dict[str, Any]:
         raise wrong_type(found, path, "an object: column → value")
     if found.get(table.key, key) != key:
         raise Refused("out_of_range", f"{path}.{table.key} must be the row's key", f"{path}.{table.key}")
-    values = {}
+    values, columns = {}, _COLUMNS[table.name]
     for name, value in found.items():
         if name == table.key:
             continue
-        column = table.column(name)
+        column = columns.get(name)
         try:
             values[name] = value if column is None else checked(column, value)
         except Impossible as impossible:

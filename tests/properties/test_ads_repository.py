@@ -59,14 +59,17 @@ def histories(draw: st.DrawFn) -> list[Event]:
     for number in range(draw(st.integers(1, 6))):
         size = draw(st.integers(1, 3))
         said = [draw(updates(next(versions))) for _ in range(size)]
-        match draw(st.sampled_from(["alone", "counted", "ended", "ended unread"])):
+        match draw(st.sampled_from(["alone", "counted", "ended", "empty", "ended unread"])):
             case "alone":
                 events += [Event(one, hashed(one)) for one in said]
             case "counted":
                 events += [Event(one, hashed(one), f"t{number}", size) for one in said]
             case "ended":
+                events.append(Event(None, 0, f"t{number}"))  # its beginning
                 events += [Event(one, hashed(one), f"t{number}") for one in said]
                 events.append(Event(None, 0, f"t{number}", size))
+            case "empty":
+                events += [Event(None, 0, f"t{number}"), Event(None, 0, f"t{number}", 0)]
             case _:  # its end never comes, and it stays invisible
                 events += [Event(one, hashed(one), f"t{number}") for one in said]
     return events
@@ -199,6 +202,27 @@ def test_after_every_commit_it_is_a_naive_fold_of_the_whole_transactions(
         )
 
 
+def test_what_waits_is_read_once_however_many_parts_it_comes_in(store: Repository) -> None:
+    emptied(store)
+    said = [Update("campaigns", f"k{number}", 1, {"status": "a"}) for number in range(40)]
+    reads: list[str] = []
+
+    def note(*executed: Any) -> None:
+        if executed[2].lstrip().startswith("SELECT") and "said" in executed[2]:
+            reads.append(executed[2])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        for start in range(0, 40, 10):
+            assert reads == []
+            given_now = [Event(one, hashed(one), "t1", 40) for one in said[start : start + 10]]
+            changes = updater.apply(store, given_now)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert len(reads) == 1
+    assert len(changes) == 40
+
+
 @settings(deadline=None, max_examples=100)
 @given(runs(), st.lists(st.sampled_from(KEYS), min_size=1))
 def test_rows_are_found_by_what_they_refer_to(store: Repository, run: list[Step], keys: list[str]) -> None:
@@ -232,7 +256,7 @@ def test_what_is_held_back_is_listed_and_released(store: Repository, run: list[S
         waiting = updater.held(connection)
         kept = set(connection.execute(sa.select(repository.WAITING.c.transaction_id)).scalars())
     endless = {e.transaction_id for e in everything} - {None}
-    endless -= {e.transaction_id for e in everything if e.transaction_count}
+    endless -= {e.transaction_id for e in everything if e.transaction_count is not None}
     assert {one.id for one in waiting} == endless == kept
     for one in waiting:
         updater.release(store, one.id)
