@@ -154,13 +154,21 @@ class Repository:
         self.uri = uri
         self._engine = _engine(uri)
         try:
-            METADATA.create_all(self._engine)
+            self._make()
         except sa.exc.OperationalError as error:
             raise RepositoryError(
                 f"the repository cannot be opened: {str(error.orig).strip()}",
                 where=_shown(uri),
                 remedy="see the setting ads.repository",
             ) from error
+
+    def _make(self) -> None:
+        """Of many who open a new one at once, one makes the tables; to open one that is made waits for no writer."""
+        with self.reading() as connection:
+            is_made = METADATA.tables.keys() <= set(sa.inspect(connection).get_table_names())
+        if not is_made:
+            with self.writing() as connection:
+                METADATA.create_all(connection)
 
     def close(self) -> None:
         """Let go of all connections."""

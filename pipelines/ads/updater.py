@@ -23,6 +23,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from pipelines import failpoints
 from pipelines.ads import repository
 from pipelines.ads.repository import TRANSACTIONS, WAITING, Change, Repository, Update
 
@@ -88,7 +89,10 @@ def apply(
         What became visible.
     """
     with store.writing() as connection:
-        return write(connection, given, source, position)
+        changes = write(connection, given, source, position)
+        failpoints.hit("updater.written")
+    failpoints.hit("updater.committed")
+    return changes
 
 
 def write(
