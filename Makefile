@@ -35,9 +35,9 @@ status: $(READY) ## Say what runs
 notebooks: $(READY) ## Run the notebooks on the lake, and render a page of each (ARGS="base_and_delta" for one)
 	@$(BIN)/tidemark notebooks $(ARGS)
 
-# Two runs beside each other, one a core: what needs no Spark, and what shares one Spark session.
-WITHOUT_SPARK := tests/unit tests/properties --ignore=tests/properties/test_indices.py
-WITH_SPARK := tests/properties/test_indices.py tests/integration tests/faults
+# Two runs beside each other, one a core: what shares one Spark session, and all else.
+WITH_SPARK = $(sort $(shell grep -rlE 'spark: SparkSession' tests --include='test_*.py'))
+WITHOUT_SPARK = tests $(addprefix --ignore=,$(WITH_SPARK))
 CHOSEN := -m "not slow and not browser"
 
 test: $(READY) ## Run the tests (ARGS="-k name" for some of them)
@@ -64,8 +64,8 @@ format: $(READY) ## Format the code and mend what ruff can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## Run a benchmark: make bench NAME=freshness (or serving, build, load, replay, upkeep, trino, quality, defects)
-	@test -n "$(NAME)" || { echo "say which: make bench NAME=freshness (or serving, build, load, replay, upkeep, trino, quality, defects)" >&2; exit 2; }
+bench: $(READY) ## Run a benchmark: make bench NAME=freshness (or serving, build, load, replay, upkeep, trino, quality, defects, dirty_year, repository, ads-build, ads-freshness)
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=freshness (or serving, build, load, replay, upkeep, trino, quality, defects, dirty_year, repository, ads-build, ads-freshness)" >&2; exit 2; }
 	@$(BIN)/tidemark bench $(NAME) $(ARGS)
 
 lock: $(READY) ## Pin anew what pyproject.toml asks for

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from assets import maintenance, streams
+from assets import ads, maintenance, streams
 
 BUILT = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=5), fail_window=timedelta(hours=9))
 """A build every four hours, which takes a while: one that is missing warns, two fail."""
@@ -27,11 +27,13 @@ BY_GROUP = {
     "curated": BUILT,
     "models": BUILT,
     "features": BUILT,
+    "repo": BUILT,
     "index": BUILT,
     "base": BUILT,
     "published": BUILT,
     "explore": BUILT,
     maintenance.GROUP: HOURLY,
+    ads.GROUP: DAILY,
 }
 
 

@@ -40,11 +40,11 @@ class NotPublished(TidemarkError):
 def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
     """The three assets of an index."""
     table = index_rows.table(spec)
-    inputs = index_rows.inputs(spec)
+    reads = index_rows.reads(spec)
 
     @dg.asset(
         key=key(table.name),
-        deps=[key(name) for name in dict.fromkeys(inputs.values())],
+        deps=[key(name) for name in reads],
         group_name="index",
         description=table.doc,
         kinds={"iceberg", "spark"},
@@ -53,7 +53,7 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
     )
     @final
     def rows(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
-        sources = {name: platform.read(context, name) for name in dict.fromkeys(inputs.values())}
+        sources = {name: platform.read(context, name) for name in reads}
         stands_on = index_rows.standing(spec, {name: source.snapshot for name, source in sources.items()})
         lake.reshape(platform.spark, table)
         facts = index_rows.rows(spec, lambda name: (sources.get(name) or platform.read(context, name)).rows)

@@ -8,7 +8,7 @@ from assets.platform import AFTER_UPSTREAM, RETRIES, Platform, key
 from pipelines import views
 from pipelines.explore import VIEWS
 
-BUILT = ("curated", "features")
+BUILT = ("curated", "features", "repo")
 """Layers that a build writes before; other tables come by themselves, and are no asset of it."""
 _DEPS = [
     key(table)

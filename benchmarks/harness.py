@@ -69,6 +69,8 @@ def place(name: str, home: Path | None = None, **overrides: str) -> Iterator[Set
     """
     with _terminated_by_exception():
         folder = home or Path(tempfile.mkdtemp(prefix=f"tidemark-{name}-"))
+        if home is None:
+            folder.chmod(0o755)  # where this process is root, PostgreSQL is another user
         settings = settings_at(folder, **overrides)
         try:
             yield settings
@@ -81,7 +83,7 @@ def place(name: str, home: Path | None = None, **overrides: str) -> Iterator[Set
 
 def settings_at(folder: Path, **overrides: str) -> Settings:
     """Settings of a home with free ports."""
-    names = ("KAFKA", "SERVING", "COLLECTOR", "DAGSTER", "TRINO")
+    names = ("KAFKA", "SERVING", "COLLECTOR", "ADS", "DAGSTER", "TRINO")
     keys = [*(f"{name}__PORT" for name in names), "KAFKA__CONTROLLER_PORT"]
     ports = dict(zip(keys, map(str, free_ports(len(keys))), strict=True))
     kept = {name: value for name, value in os.environ.items() if name.startswith("TIDEMARK__")}
@@ -207,10 +209,12 @@ def _cpu() -> str:
 
 
 class Memory:
-    """The greatest resident memory of a process with all its children, sampled; shared pages are counted once each."""
+    """The greatest resident memory of a process with all its children, sampled; shared pages are counted once each.
+    Beside it the CPU time of them all: of one that has ended, as it was last seen."""
 
     def __init__(self, every_s: float = 0.5) -> None:
         self.peak_mb = 0.0
+        self._cpu_s: dict[int, float] = {}
         self._every_s = every_s
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -223,7 +227,13 @@ class Memory:
     def _run(self, pid: int) -> None:
         while not self._ending.is_set():
             self.peak_mb = max(self.peak_mb, _tree_mb(pid))
+            self._cpu_s |= _tree_cpu_s(pid)
             self._ending.wait(self._every_s)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all these processes, in user and in system mode."""
+        return round(sum(self._cpu_s.values()), 1)
 
     def stop(self) -> float:
         """Ends sampling; gives the peak in MB."""
@@ -241,6 +251,18 @@ def _tree_mb(pid: int) -> float:
             with contextlib.suppress(psutil.Error):
                 total += _proportional_bytes(process)
     return total / 2**20
+
+
+def _tree_cpu_s(pid: int) -> dict[int, float]:
+    """CPU seconds of a process and of each of its children, by their ids."""
+    found: dict[int, float] = {}
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                found[process.pid] = times.user + times.system
+    return found
 
 
 def _proportional_bytes(process: psutil.Process) -> int:

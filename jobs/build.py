@@ -115,7 +115,22 @@ def build(
         await_archive(settings, wait, wait_timeout_s, report)
     _use_dagster_home(settings)
     with _alone(settings):
-        return _run(settings, chosen, is_published, after_curated, report)
+        return _run(settings, _selected(chosen, is_published, after_curated), chosen, is_published, report)
+
+
+def dump(settings: Settings, report: Report = lambda step: None) -> BuildReport:
+    """Dump the ads repository, and let readers see the tables that pass their audit; nothing is built of them.
+
+    Raises:
+        BuildError: Another build runs.
+    """
+    import dagster as dg
+
+    from assets.repo import GROUP
+
+    _use_dagster_home(settings)
+    with _alone(settings):
+        return _run(settings, dg.AssetSelection.groups(GROUP), [], True, report)
 
 
 def backfill(settings: Settings, days: Days) -> list[Changes]:
@@ -209,22 +224,37 @@ def _job(settings: Settings, name: str) -> dg.JobDefinition:
     return build_defs({"platform": Platform(lambda: settings, gates.examine)}).resolve_job_def(name)
 
 
+def _selected(indices: list[str], is_published: bool, after_curated: bool) -> dg.AssetSelection | None:
+    """What a build makes; None: all that there is."""
+    import dagster as dg
+
+    from pipelines.indices import INDICES
+
+    if set(indices) == set(INDICES) and is_published and not after_curated:
+        return None
+    chosen = dg.AssetSelection.assets(*[[_last(is_published), name] for name in indices])
+    before = ("raw", "curated") if after_curated else ()
+    return chosen.upstream() - dg.AssetSelection.groups(*before)
+
+
+def _last(is_published: bool) -> str:
+    """The layer at which a build ends."""
+    return "published" if is_published else "base"
+
+
 def _run(
-    settings: Settings, indices: list[str], is_published: bool, after_curated: bool, report: Report
+    settings: Settings,
+    wanted: dg.AssetSelection | None,
+    indices: list[str],
+    is_published: bool,
+    report: Report,
 ) -> BuildReport:
     import dagster as dg
 
     from jobs.schedules import BUILD
-    from pipelines.indices import INDICES
 
     job = _job(settings, BUILD)
-    selection = None
-    last = "published" if is_published else "base"
-    if set(indices) != set(INDICES) or after_curated or not is_published:
-        chosen = dg.AssetSelection.assets(*[[last, name] for name in indices])
-        before = ("raw", "curated") if after_curated else ()
-        wanted = chosen.upstream() - dg.AssetSelection.groups(*before)
-        selection = sorted(wanted.resolve(job.asset_layer.asset_graph))
+    selection = sorted(wanted.resolve(job.asset_layer.asset_graph)) if wanted is not None else None
     run_id = str(uuid.uuid4())
     started = time.monotonic()
     with dg.DagsterInstance.get() as instance:
@@ -237,7 +267,7 @@ def _run(
             asset_selection=selection,
             run_config=_QUIET,
         )
-    return _reported(result, run_id, time.monotonic() - started, watch, indices, last)
+    return _reported(result, run_id, time.monotonic() - started, watch, indices, _last(is_published))
 
 
 class _Watch:

@@ -54,7 +54,7 @@ def request(
         answer = _answer(error)
         if is_error_an_answer:
             return answer
-        return _checked(answer, url)
+        return checked(answer, url)
     except (OSError, ValueError) as error:
         raise ServiceError(
             f"{service} does not answer ({getattr(error, 'reason', error)})",
@@ -80,10 +80,11 @@ def request_at(
     while True:
         answer = request(base, path, params, body, is_error_an_answer=True)
         if answer.status != 409 or time.monotonic() > deadline:
-            return _checked(answer, f"{base}{path}")
+            return checked(answer, f"{base}{path}")
 
 
-def _checked(answer: Answer, url: str) -> Answer:
+def checked(answer: Answer, url: str) -> Answer:
+    """The answer, unless it is a 4xx or 5xx: then that is raised as a `ServiceError`."""
     if answer.status >= 400:
         raise ServiceError(_reason(answer), where=f"{url} answers {answer.status}", remedy=_remedy(answer))
     return answer

@@ -1,4 +1,5 @@
-"""The demo: real purchases become tables, a model, a base and an answer; then one live purchase changes the answer.
+"""The demo: real purchases become tables, a model, a base and an answer; then one live purchase changes the answer, and
+one live change of an ads account (`demo_ads`) another one.
 
 Here: the story and its checks. The check of the scores solves for the user's vector by itself, from the base's mapped
 files and the events as served, and shares no code with `pipelines.recommend`. Whatever the demo starts, it stops.
@@ -18,9 +19,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from jobs import client, console, log_files, processes
+from jobs import client, console, demo_ads, log_files, processes
+from jobs.story import Check, DemoError, headline, say
 from pipelines import preflight
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
@@ -36,18 +38,6 @@ NEEDED_BYTES = 3 * 2**30
 TOLERANCE = 1e-6
 
 
-class DemoError(TidemarkError):
-    """The demo cannot go on."""
-
-
-class Check(NamedTuple):
-    """One thing that must hold, and what was found."""
-
-    what: str
-    holds: bool
-    found: str
-
-
 def run(settings: Settings, once: bool, fraction: float = 1.0) -> int:
     """The whole demo; the exit code."""
     with _interruptible(), contextlib.ExitStack() as started:
@@ -56,11 +46,11 @@ def run(settings: Settings, once: bool, fraction: float = 1.0) -> int:
             _require_ports(settings)
             prepare(settings, fraction)
             usual = processes.usual(processes.local(settings))
-            names = processes.up(processes.supervisor(settings), usual, _say)
+            names = processes.up(processes.supervisor(settings), usual, say)
             started.callback(_stop, settings, names)
             checks = show(settings, fraction)
         except KeyboardInterrupt:
-            _say("interrupted: stopping what the demo started")
+            say("interrupted: stopping what the demo started")
             return 130
         holds = all(check.holds for check in checks)
         if once:
@@ -68,14 +58,6 @@ def run(settings: Settings, once: bool, fraction: float = 1.0) -> int:
         _print_addresses(settings)
         _await_interrupt(settings, names)
     return 0 if holds else 1
-
-
-def _say(text: str) -> None:
-    console.say(f"  {text}")
-
-
-def _headline(text: str) -> None:
-    console.say(f"\n{text}")
 
 
 # ------------------------------------------------------------------------------------------ starting and stopping
@@ -100,9 +82,9 @@ def _stop(settings: Settings, names: list[str]) -> None:
     """Stops what this demo started, and lets no second Ctrl-C leave half of it running."""
     if names:
         with contextlib.suppress(KeyboardInterrupt), processes.uninterrupted():
-            _headline("Stopping")
+            headline("Stopping")
             chosen = processes.choose(processes.local(settings), names)
-            processes.down(processes.supervisor(settings), chosen, _say)
+            processes.down(processes.supervisor(settings), chosen, say)
 
 
 def _require_ports(settings: Settings) -> None:
@@ -128,7 +110,7 @@ def _await_interrupt(settings: Settings, names: list[str]) -> None:
                     and (record is None or not processes.is_alive(record))
                 ):
                     missed.add(process.name)
-                    _say(
+                    say(
                         f"{process.name} ended; see {keeper.log_file(process.name)}; `tidemark up` starts it again"
                     )
 
@@ -149,9 +131,9 @@ def _print_addresses(settings: Settings) -> None:
 def prepare(settings: Settings, fraction: float) -> None:
     """The load and the build, in a process of their own, unless they are done."""
     if is_prepared(settings, fraction):
-        _headline("History is loaded and its bases are published: nothing to build")
+        headline("History is loaded and its bases are published: nothing to build")
         return
-    _headline("From history to a served base (a few minutes)")
+    headline("From history to a served base (a few minutes)")
     log = settings.paths.logs / "demo.log"
     token = f"prepare:{uuid.uuid4().hex}"
     environment = {**os.environ, **settings.environment, processes.TOKEN: token}
@@ -202,10 +184,11 @@ def _follow(child: subprocess.Popen[str]) -> str | None:
 
 
 def is_prepared(settings: Settings, fraction: float) -> bool:
-    """Whether every index serves a base that has the real input."""
+    """Whether every index serves a base of this code, and it has the real input where the index is made of that."""
     from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS
+    from pipelines.indexing.spec import lineage
     from pipelines.indexing.versions import Versions
-    from pipelines.indices import INDICES, STREAMS
+    from pipelines.indices import INDICES, topics
     from pipelines.ingest.load import qualified
 
     loads = {c.topic: qualified(c, load_name(fraction)) for c in (PIN_UPDATES, USER_INTERACTIONS)}
@@ -213,8 +196,8 @@ def is_prepared(settings: Settings, fraction: float) -> bool:
         versions = Versions(settings.paths.indices, spec.name)
         pointer = versions.pointer()
         manifest = next((m for m in versions.manifests() if pointer and m.version == pointer.version), None)
-        needed = {loads[topic] for stream in spec.streams for topic in STREAMS[stream].topics}
-        if manifest is None or not needed <= manifest.cut.loads:
+        needed = {loads[topic] for topic in topics(spec) & loads.keys()}
+        if manifest is None or manifest.lineage != lineage(spec) or not needed <= manifest.cut.loads:
             return False
     return True
 
@@ -264,13 +247,13 @@ def _prepare_here(settings: Settings, fraction: float, say: Callable[[str], None
 
 def show(settings: Settings, fraction: float) -> list[Check]:
     """Asks, sends one purchase, asks again; prints both answers and what must hold."""
-    _headline("What became of every row")
+    headline("What became of every row")
     checks = account(settings, fraction)
     base = f"http://{settings.serving.host}:{settings.serving.port}"
     _await_ready(base)
     user, pin = choose(settings, base)
     before = _recommend(base, user)
-    _headline(f"What user {user} is recommended before")
+    headline(f"What user {user} is recommended before")
     _print_answer(before)
 
     event = {
@@ -283,25 +266,24 @@ def show(settings: Settings, fraction: float) -> list[Check]:
         "value_usd_micros": (pin.get("offer") or {}).get("price_usd_micros") or 1_000_000,
     }
     title = pin["catalogue"]["title"]
-    _headline(
-        f"User {user} buys pin {pin['pin_id']}, {title} ({pin['catalogue']['category']}), through Kafka"
-    )
+    headline(f"User {user} buys pin {pin['pin_id']}, {title} ({pin['catalogue']['category']}), through Kafka")
     sent_at = time.time()
     token, offsets = _send(settings, event)
     after = _recommend(base, user, token)
     freshness_s = time.time() - sent_at
     events = all_events(base, user, token)
 
-    _headline(f"What user {user} is recommended {freshness_s:.1f} s later")
+    headline(f"What user {user} is recommended {freshness_s:.1f} s later")
     _print_answer(after, {item["pin_id"] for item in before.body["recommendations"]})
     epoch = find_epoch(settings, offsets)
-    _say(f"it stands on {after.headers['tidemark-base-version']}")
-    _say(f"epoch {epoch}" if epoch else "the epoch was not found")
+    say(f"it stands on {after.headers['tidemark-base-version']}")
+    say(f"epoch {epoch}" if epoch else "the epoch was not found")
     checks += compare(settings, before, after, events, event, freshness_s, epoch)
+    checks += demo_ads.show(settings, base)
 
-    _headline("What must hold")
+    headline("What must hold")
     for check in checks:
-        _say(f"{'✓' if check.holds else '✗'} {check.what}: {check.found}")
+        say(f"{'✓' if check.holds else '✗'} {check.what}: {check.found}")
     return checks
 
 

@@ -273,7 +273,7 @@ def _rows(spec: IndexSpec, epochs: list[Found]) -> list[pa.Table]:
     rows = []
     for file in dict.fromkeys(found.file for found in wanted.values()):
         mark, day = file.parent.parent.name, file.parent.name.partition("=")[2]
-        for marker, facts in delta.epochs_in(spec, file):
+        for marker, facts, _ in delta.epochs_in(spec, file):
             found = wanted.get(((mark, marker.stream, marker.incarnation), marker.epoch))
             if found is not None and found.file == file and facts.num_rows:
                 said = (mark, day, marker.stream, marker.incarnation, marker.epoch, found.committed_at)

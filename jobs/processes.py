@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from jobs import code, controls, log_files
 from jobs.code import Kept
-from pipelines import logs, preflight, trino_server
+from pipelines import logs, postgres, preflight, trino_server
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
 
@@ -54,6 +54,8 @@ class Process(NamedTuple):
     is_needed_by_others: bool = False  # those after it are started only once it is ready
     folder: Path = ROOT  # where it is started: the code that it runs
     is_optional: bool = False  # started only by name
+    brings: tuple[str, ...] = ()  # those that are started and stopped with it, where it is named
+    stop_signal: signal.Signals = signal.SIGTERM  # what it takes for a polite request to end
 
 
 class Record(NamedTuple):
@@ -321,7 +323,7 @@ class Supervisor(NamedTuple):
         is_running = is_alive(record)
         if is_running:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(record.pid, signal.SIGTERM)
+                os.kill(record.pid, process.stop_signal)
             _wait_until(lambda: not is_alive(record), process.stop_timeout_s)
         had_members = self.sweep(record)
         self.pid_file(process.name).unlink(missing_ok=True)
@@ -419,9 +421,17 @@ def http_probe(url: str) -> Callable[[], str | None]:
 def local(settings: Settings) -> list[Process]:
     """The processes of the local size, in the order in which they start."""
     beside = [_beside(settings, entry) for entry in controls.beside(settings.paths.run)]
-    processes = [_collector(settings), _streams(settings), *beside, _serving(settings), _dagster(settings)]
+    processes = [
+        _collector(settings),
+        _ads(settings),
+        _streams(settings),
+        *beside,
+        _serving(settings),
+        _dagster(settings),
+    ]
     if settings.trino.is_embedded:
         processes.append(_trino(settings))
+    processes += [_ads_database(settings), _ads_connect(settings)]
     return [_broker(settings), *processes] if settings.kafka.is_embedded else processes
 
 
@@ -449,10 +459,10 @@ def _broker(settings: Settings) -> Process:
         )
 
     def once_ready() -> None:
-        from pipelines.contracts import CONTRACTS
+        from pipelines.contracts import CONTRACTS, INTERNAL
         from pipelines.ingest import broker
 
-        broker.ensure_topics(settings, [contract.topic for contract in CONTRACTS.values()])
+        broker.ensure_topics(settings, [*CONTRACTS, *INTERNAL])
 
     kafka = settings.kafka
     ports = (
@@ -470,6 +480,17 @@ def _collector(settings: Settings) -> Process:
         lambda: _python("-m", "pipelines.ingest.collector"),
         http_probe(f"http://{host}:{port}/healthz"),
         ports=((host, port, "collector.port"),),
+        environment=_environment_of(settings),
+    )
+
+
+def _ads(settings: Settings) -> Process:
+    host, port = settings.ads.host, settings.ads.port
+    return Process(
+        "ads",
+        lambda: _python("-m", "pipelines.ads.service"),
+        http_probe(f"http://{host}:{port}/healthz"),
+        ports=((host, port, "ads.port"),),
         environment=_environment_of(settings),
     )
 
@@ -557,6 +578,65 @@ def _trino(settings: Settings) -> Process:
     )
 
 
+def _ads_database(settings: Settings) -> Process:
+    """The private PostgreSQL of the ads account, with what captures it; a user's own is no process of ours."""
+    port = settings.ads.database_port
+
+    def command() -> Sequence[str]:
+        from pipelines.ads import database
+
+        return database.command(settings)
+
+    def is_ready() -> str | None:
+        return None if postgres.is_ready(port) else f"no PostgreSQL answers at port {port}"
+
+    def once_ready() -> None:
+        from pipelines.ads import database
+
+        database.make(settings)
+
+    return Process(
+        "ads-db",
+        command,
+        is_ready,
+        ports=(("127.0.0.1", port, "ads.database_port"),),
+        stop_timeout_s=30.0,
+        environment=_environment_of(settings),
+        once_ready=once_ready,
+        is_needed_by_others=True,
+        folder=Path("/"),  # the user whom PostgreSQL runs as may not see the checkout
+        is_optional=True,
+        brings=("ads-connect",),
+        stop_signal=signal.SIGINT,  # SIGTERM waits until the last client has gone
+    )
+
+
+def _ads_connect(settings: Settings) -> Process:
+    """Kafka Connect, which captures the ads database, private or not."""
+
+    def command() -> Sequence[str]:
+        from pipelines.ads import capture
+
+        capture.prepare(settings)
+        return _python("-m", "pipelines.ads.capture")
+
+    def is_ready() -> str | None:
+        from pipelines.ads import capture
+
+        return capture.what_is_missing(settings)
+
+    return Process(
+        "ads-connect",
+        command,
+        is_ready,
+        ports=(("127.0.0.1", settings.ads.connect_port, "ads.connect_port"),),
+        ready_timeout_s=120.0,
+        stop_timeout_s=25.0,
+        environment=_environment_of(settings),
+        is_optional=True,
+    )
+
+
 def prepare_dagster_home(settings: Settings) -> None:
     """Dagster's storage lives under the home, with the project's `dagster.yaml` beside it."""
     home = settings.paths.dagster
@@ -572,19 +652,20 @@ def supervisor(settings: Settings) -> Supervisor:
 
 
 def choose(processes: Sequence[Process], names: Sequence[str]) -> list[Process]:
-    """The named ones in start order; all of them when none is named.
+    """The named ones and those that they bring, in start order; all of them when none is named.
 
     Raises:
         ProcessError: a name is not known; the message lists those that are.
     """
-    known = [process.name for process in processes]
+    known = {process.name: process for process in processes}
     for name in names:
         if name not in known:
             raise ProcessError(
                 f"there is no process {name!r}",
                 remedy=f"name one of {', '.join(known)}; `tidemark status` lists all",
             )
-    return [process for process in processes if not names or process.name in names]
+    chosen = {brought for name in names for brought in (name, *known[name].brings)}
+    return [process for process in processes if not names or process.name in chosen]
 
 
 def usual(processes: Sequence[Process]) -> list[Process]:

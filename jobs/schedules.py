@@ -2,17 +2,18 @@
 
 Belongs here: the sensors that carry out the assets' automation conditions, and the jobs: a whole build, and days
 computed again, which nothing but a person asks for. The conditions stand with the assets (`assets.platform`,
-`assets.maintenance`). Maintenance has a sensor of its own: no run is both.
+`assets.maintenance`, `assets.ads`). Maintenance, the daily comparison of the ads account among it, has a sensor of
+its own: no run is both.
 """
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets import backfill, maintenance
+from assets import ads, backfill, maintenance
 
 BUILD, BACKFILL = "build", "backfill"
-_MAINTENANCE = dg.AssetSelection.groups(maintenance.GROUP)
+_MAINTENANCE = dg.AssetSelection.groups(maintenance.GROUP, ads.GROUP)
 _DAYS = dg.AssetSelection.groups(backfill.GROUP)
 _BUILT = dg.AssetSelection.all() - _MAINTENANCE - _DAYS
 

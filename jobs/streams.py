@@ -164,10 +164,11 @@ def hosted_streams(
     Args:
         indices: Feed these alone, and host no archive; None: everything.
     """
+    from pipelines.contracts import CONTRACTS
     from pipelines.indexing import delta, lineages
     from pipelines.indexing.spec import IndexSpec, lineage
     from pipelines.indexing.streaming import HotStreamRun
-    from pipelines.indices import INDICES, STREAMS, as_known
+    from pipelines.indices import INDICES, STREAMS, as_known, state
     from pipelines.ingest import archive, broker
     from pipelines.ingest.evolution import Known
 
@@ -178,6 +179,8 @@ def hosted_streams(
 
     def hot(stream: HotStream, specs: Sequence[IndexSpec]) -> Hosted:
         warmed: list[bool] = []
+        looked_up = state(settings, stream.name)
+        is_archived = all(topic in CONTRACTS for topic in stream.topics)
 
         def live() -> list[IndexSpec]:
             return [spec for spec in specs if not lineages.order(path(spec)).is_ended]
@@ -188,6 +191,7 @@ def hosted_streams(
                 live(),
                 deltas=settings.paths.delta,
                 checkpoints=settings.paths.checkpoints,
+                state=looked_up,
             )
             topic_ids = broker.ensure_topics(settings, stream.topics)
             if not warmed:
@@ -201,7 +205,8 @@ def hosted_streams(
                 trigger_ms=settings.streams.trigger_ms,
                 max_rows=settings.streams.max_rows_per_epoch,
                 earliest=broker.earliest(settings, topic_ids),
-                archive=functools.partial(archive.records_in, spark),
+                max_backfill_rows=settings.streams.max_backfill_rows_per_epoch,
+                archive=functools.partial(archive.records_in, spark) if is_archived else None,
                 require_same_topics=broker.sameness(settings, topic_ids),
             )
 
@@ -223,7 +228,6 @@ def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
     import pyarrow as pa
 
     from pipelines.contracts import RECORD, contract_of
-    from pipelines.indexing.streaming import REASON
 
     for topic in run.stream.topics:
         values = [json.dumps(example).encode() for example in contract_of(topic).examples]
@@ -234,10 +238,9 @@ def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
         records["broker_time"] = pa.array(
             [4_000_000_000_000_000] * len(values), RECORD.field("broker_time").type
         )
-        decoded = run.stream.decode(spark.createDataFrame(pa.table(records, schema=RECORD))).toArrow()
-        rows = spark.createDataFrame(decoded.drop_columns([REASON]))
+        rows = run.stream.decode(pa.table(records, schema=RECORD))
         for spec in run.specs:
-            run.facts(spec, rows)
+            run.facts(spec, rows, spark)
 
 
 # ------------------------------------------------------------------------------------------------ the process
@@ -246,7 +249,7 @@ def warm_up(spark: SparkSession, run: HotStreamRun) -> None:
 def main() -> int:
     """Runs until SIGTERM or SIGINT; 1 when Spark itself is gone, so that a supervisor starts the process again."""
     from jobs import code, lineages
-    from pipelines import logs
+    from pipelines import interpreter, logs
     from pipelines import settings as settings_module
     from pipelines.spark import session
 
@@ -268,6 +271,8 @@ def main() -> int:
     spark = session(settings, f"tidemark {name}", has_small_jobs=True)
     chosen = options.index if options.beside else None
     runners = [Runner(hosted, board, ending) for hosted in hosted_streams(spark, settings, chosen)]
+    interpreter.take_turns()  # while the archive decides a large epoch, hot streams must go on
+    interpreter.collect_rarely()
     for runner in runners:
         runner.start()
     if options.beside is None:
@@ -347,10 +352,12 @@ def _say_goodbye(runners: list[Runner], board: Controls) -> None:
 
 def _copy_epochs(spark: SparkSession, settings: Settings, ending: threading.Event) -> None:
     from jobs.epochs import FactCopy, MarkerCopy
+    from jobs.minutes import MinuteCopy
 
     copies = {
         "epochs": MarkerCopy(spark, settings).run,
         "facts of epochs": FactCopy(spark, settings).run,
+        "minutes of freshness": MinuteCopy(spark, settings).run,
     }
     while not ending.wait(COPY_EVERY_S):
         for what, copy in copies.items():

@@ -7,6 +7,7 @@ and those of a domain (its own `views`).
 from __future__ import annotations
 
 from pipelines import index_views
+from pipelines.ads import views as ads
 from pipelines.indices import INDICES
 from pipelines.recommend import views as recommend
 from pipelines.users import views as users
@@ -21,7 +22,7 @@ def _stage(name: str) -> str:
 
 FRESHNESS_BY_STAGE = View(
     name="freshness_by_stage",
-    doc="how long each stage of a hot stream took, by index, stream and hour; mean and worst of its epochs",
+    doc="how long each stage of a hot stream took, by index and hour: its epochs, and its live documents as served",
     sql=f"""
         WITH epochs AS (
             SELECT "index" AS index_name, stream, date_trunc('hour', committed_at) AS hour, "rows" AS record_count,
@@ -31,12 +32,27 @@ FRESHNESS_BY_STAGE = View(
                    {_EPOCH_MS} - {_stage("transformed_at_ms")} AS commit_ms,
                    {_EPOCH_MS} - {_stage("broker_time_min_ms")} AS total_ms
             FROM ops.epochs
+        ), hours AS (
+            SELECT index_name, stream, hour, count(*) AS epochs, sum(record_count) AS records,
+                   avg(waited_ms) AS mean_waited_ms, avg(decode_ms) AS mean_decode_ms,
+                   avg(transform_ms) AS mean_transform_ms, avg(commit_ms) AS mean_commit_ms,
+                   avg(total_ms) AS mean_total_ms, max(total_ms) AS max_total_ms
+            FROM epochs GROUP BY index_name, stream, hour
+        ), minutes AS (
+            SELECT "index" AS index_name, stream, minute, max(documents) AS documents,
+                   max(p90_ms) AS p90_ms, max(max_ms) AS max_ms
+            FROM ops.freshness WHERE kind = 'live' AND stage = 'served' GROUP BY "index", stream, minute
+        ), served AS (
+            SELECT index_name, stream, date_trunc('hour', minute) AS hour, sum(documents) AS documents,
+                   max(p90_ms) AS max_served_p90_ms, max(max_ms) AS max_served_ms,
+                   avg(CASE WHEN p90_ms <= 60000 THEN 100e0 ELSE 0e0 END) AS minutes_within_60s_pct
+            FROM minutes GROUP BY index_name, stream, date_trunc('hour', minute)
         )
-        SELECT index_name, stream, hour, count(*) AS epochs, sum(record_count) AS records,
-               avg(waited_ms) AS mean_waited_ms, avg(decode_ms) AS mean_decode_ms,
-               avg(transform_ms) AS mean_transform_ms, avg(commit_ms) AS mean_commit_ms,
-               avg(total_ms) AS mean_total_ms, max(total_ms) AS max_total_ms
-        FROM epochs GROUP BY index_name, stream, hour
+        SELECT h.index_name, h.stream, h.hour, epochs, records, mean_waited_ms, mean_decode_ms, mean_transform_ms,
+               mean_commit_ms, mean_total_ms, max_total_ms, documents, max_served_p90_ms, max_served_ms,
+               minutes_within_60s_pct
+        FROM hours AS h LEFT JOIN served AS s
+             ON s.index_name = h.index_name AND s.stream = h.stream AND s.hour = h.hour
     """,
     columns={
         "index_name": "which index",
@@ -50,10 +66,16 @@ FRESHNESS_BY_STAGE = View(
         "mean_commit_ms": "writing and committing them to the delta",
         "mean_total_ms": "from the oldest record's broker time to the commit",
         "max_total_ms": "the same, of the slowest epoch",
+        "documents": "live ones that became served, of streams that declare when their documents were begun",
+        "max_served_p90_ms": "from there to being served, 90 percent of a minute's documents; of the worst minute",
+        "max_served_ms": "the same, of the slowest document",
+        "minutes_within_60s_pct": "minutes in which 90 percent of the documents were served within 60 s",
     },
     examples=(
         "SELECT index_name, stream, sum(records) AS records, max(max_total_ms) AS max_total_ms"
         " FROM explore.freshness_by_stage GROUP BY index_name, stream ORDER BY index_name, stream",
+        "SELECT index_name, stream, hour, documents, max_served_p90_ms, minutes_within_60s_pct"
+        " FROM explore.freshness_by_stage WHERE documents > 0 ORDER BY index_name, stream, hour",
     ),
 )
 
@@ -87,6 +109,7 @@ SERVED = tuple(index_views.view(spec) for spec in INDICES.values())
 """What is served of each index."""
 
 VIEWS: dict[str, View] = {
-    view.name: view for view in (*users.VIEWS, *recommend.VIEWS, *SERVED, FRESHNESS_BY_STAGE, BASES)
+    view.name: view
+    for view in (*users.VIEWS, *recommend.VIEWS, *ads.VIEWS, *SERVED, FRESHNESS_BY_STAGE, BASES)
 }
 """Every view by its name."""

@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipelines.ads.relations import READS, RELATIONS
 from pipelines.curate import SOURCES
 from pipelines.errors import TidemarkError
 from pipelines.indexing import facts
 from pipelines.indexing.position import EMPTY, Position, from_text
 from pipelines.indexing.spec import Family, IndexSpec
-from pipelines.lake import MAX_BROKER_TIME_MS, POSITION, Column, Snapshot, TableSpec, columns_of
+from pipelines.lake import DUMP_ID, MAX_BROKER_TIME_MS, POSITION, Column, Snapshot, TableSpec, columns_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -49,8 +50,18 @@ FACT_DOCS = {
 }
 
 
+DUMPED = {"ads_control": "repo.ads", "ads_content": "repo.ads"}
+"""Stream of keys → the table whose rows are what it would look up, for streams whose records are no more than keys."""
+BESIDE = {"repo.ads": READS}
+"""Table → those that relations join to its rows: a build pins them with it."""
+
+
 class NoInput(TidemarkError):
     """No table is declared that a family's batch could read."""
+
+
+class TwoDumps(TidemarkError):
+    """Tables that are joined are not of one dump."""
 
 
 class Standing(NamedTuple):
@@ -121,7 +132,7 @@ def delta_table(spec: IndexSpec) -> TableSpec:
 
 
 def input_of(spec: IndexSpec, family: Family) -> str:
-    """The table that a family's batch reads: the curated part of its stream's records, or the features table.
+    """The table that a family's batch reads: the curated part of its stream's records, a dump, or the features table.
 
     Raises:
         NoInput: There is none; the message says what would be one.
@@ -130,6 +141,8 @@ def input_of(spec: IndexSpec, family: Family) -> str:
         if (spec.name, family.name) not in MODELLED:
             raise NoInput(f"no table is declared for {spec.name}.{family.name}", remedy="add it to MODELLED")
         return MODELLED[spec.name, family.name]
+    if family.stream in DUMPED:
+        return DUMPED[family.stream]
     source = SOURCES.get(family.stream.replace("-", "_"))
     if source is None:
         raise NoInput(
@@ -141,6 +154,12 @@ def input_of(spec: IndexSpec, family: Family) -> str:
 def inputs(spec: IndexSpec) -> dict[str, str]:
     """Family → table, for every family of an index."""
     return {family.name: input_of(spec, family) for family in spec.families}
+
+
+def reads(spec: IndexSpec) -> list[str]:
+    """Every table that a build of the index reads: the inputs of its families, and what relations join to them."""
+    found = (name for table in inputs(spec).values() for name in (table, *BESIDE.get(table, ())))
+    return list(dict.fromkeys(found))
 
 
 def rows(spec: IndexSpec, read: Callable[[str], DataFrame]) -> DataFrame:
@@ -156,10 +175,9 @@ class TableState(NamedTuple):
 
     read: Callable[[str], Any]
 
-    def table(self, name: str) -> DataFrame:
-        """The named table as a DataFrame."""
-        frame: DataFrame = self.read(name)
-        return frame
+    def look_up(self, name: str, rows: DataFrame) -> DataFrame:
+        """Rows joined with what the relation says of them."""
+        return RELATIONS[name](rows, self.read)
 
 
 def standing(spec: IndexSpec, snapshots: Mapping[str, Snapshot]) -> Standing:
@@ -167,7 +185,16 @@ def standing(spec: IndexSpec, snapshots: Mapping[str, Snapshot]) -> Standing:
 
     The cut is a lower bound: of tables that come from one topic's records the lesser, over different topics both. What
     a model computed has no say in it, for no delta brings it.
+
+    Raises:
+        TwoDumps: Tables of a dump are of different ones.
     """
+    if len(dumps := {s.summary[DUMP_ID] for s in snapshots.values() if DUMP_ID in s.summary}) > 1:
+        raise TwoDumps(
+            f"the tables that are joined are of the dumps {', '.join(sorted(dumps))}",
+            where=f"index {spec.name}",
+            remedy="build again: a table of the newer dump was refused, or came while the index was built",
+        )
     by_stream: dict[str, list[Position]] = {}
     models = {}
     for family, table_name in _with_inputs(spec):

@@ -9,31 +9,67 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, contract_of, frames
+import pyarrow as pa
+
+from pipelines.ads import repository
+from pipelines.ads.index import ADS, CONTENT_STREAM, CONTROL_STREAM
+from pipelines.ads.relations import RepositoryState
+from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, ads_keys, contract_of, decode_table
 from pipelines.indexing import base as bases
 from pipelines.indexing import delta
+from pipelines.indexing.freshness import Stages
 from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.replica import Follower, Replica
-from pipelines.indexing.spec import IndexSpec, check, lineage
+from pipelines.indexing.spec import IndexSpec, NoState, State, check, lineage
 from pipelines.indexing.streaming import HotStream
 from pipelines.indexing.versions import Versions
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
 from pipelines.users.index import PIN_COUNTS, USER_EVENTS
 
+_STAGES = Stages("ad_id", (("event", "event_time"), ("updated", "committed_at")))
+
+
+def _accepted(contract: Contract, records: pa.Table) -> pa.Table:
+    return decode_table(contract, records).accepted
+
 
 def _stream(contract: Contract) -> HotStream:
-    return HotStream(contract.name, (contract.topic,), functools.partial(frames.judged, contract))
+    return HotStream(contract.name, (contract.topic,), functools.partial(_accepted, contract))
+
+
+def _keys(name: str, topic: str, backfill_topic: str) -> HotStream:
+    """Keys of documents to make again: those of what changed, and beside them some of those that may wait."""
+    decode = functools.partial(_accepted, contract_of(topic))
+    return HotStream(name, (topic, backfill_topic), decode, frozenset([backfill_topic]), _STAGES)
 
 
 def as_known(stream: HotStream, known: Callable[[Contract], Contract]) -> HotStream:
     """A stream that decodes each epoch by its contract as it is by then: fields are learned while it runs."""
-    (topic,) = stream.topics
-    return stream._replace(decode=lambda batch: frames.judged(known(contract_of(topic)), batch))
+    topic = stream.topics[0]  # all are under one contract
+    return stream._replace(decode=lambda records: _accepted(known(contract_of(topic)), records))
 
 
-INDICES: dict[str, IndexSpec] = {spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS)}
-STREAMS: dict[str, HotStream] = {s.name: s for s in (_stream(USER_INTERACTIONS), _stream(PIN_UPDATES))}
+INDICES: dict[str, IndexSpec] = {spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS, ADS)}
+STREAMS: dict[str, HotStream] = {
+    stream.name: stream
+    for stream in (
+        _stream(USER_INTERACTIONS),
+        _stream(PIN_UPDATES),
+        _keys(CONTROL_STREAM, ads_keys.CONTROL, ads_keys.CONTROL_BACKFILL),
+        _keys(CONTENT_STREAM, ads_keys.CONTENT, ads_keys.CONTENT_BACKFILL),
+    )
+}
+STATES: dict[str, Callable[[Settings], State]] = {
+    name: lambda settings: RepositoryState(repository.opened(settings))
+    for name in (CONTROL_STREAM, CONTENT_STREAM)
+}
+"""Stream → what its transforms look up, for those that do."""
+
+
+def state(settings: Settings, stream: str) -> State:
+    """What the transforms of a stream look up."""
+    return STATES[stream](settings) if stream in STATES else NoState()
 
 
 def topics(spec: IndexSpec) -> frozenset[str]:
@@ -69,6 +105,7 @@ def replica(settings: Settings, name: str = "default") -> Replica:
                 topics=topics(spec),
                 max_facts=settings.overlay.max_facts,
                 replica=name,
+                minutes=settings.paths.freshness,
             )
             for spec in INDICES.values()
         }

@@ -1,9 +1,9 @@
-"""The Java archives that Spark, the broker and Trino need: fetched once, checked, kept in a cache that homes share.
+"""The Java archives that Spark, Kafka and Trino need: fetched once, checked, kept in a cache that homes share.
 
 `conf/jars.lock` names each one by its path in a Maven repository, nothing transitive, with the sum that it must have.
 
 Belongs here: fetching, and the check of the sums. Does not belong here: what is done with the archives (`spark.py`,
-`ingest/broker.py`, `trino_server.py`).
+`ingest/broker.py`, `ads/capture.py`, `trino_server.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT, Settings
 
 NEEDED = ("spark", "kafka")
-GROUPS = (*NEEDED, "trino", "trino-iceberg")
+GROUPS = (*NEEDED, "connect", "trino", "trino-iceberg")
 LOCK = ROOT / "conf" / "jars.lock"
 AT_ONCE = 8
 ATTEMPTS = 4
@@ -68,7 +68,8 @@ def resolve(group: str, settings: Settings, report: Report = say) -> list[Path]:
     """The archives of a group, on local disk and checked; fetched first if they are not there yet.
 
     Args:
-        group: `spark` (beyond what pyspark has), `kafka` (the embedded broker), `trino` or one of its plugins.
+        group: `spark` (beyond what pyspark has), `kafka` (the embedded broker), `connect` (beyond what `kafka`
+            has), `trino` or one of its plugins.
         settings: `paths.jars` is the cache, `jars.repository` where they are fetched from.
         report: Is told what is going on while archives are fetched.
 

@@ -27,7 +27,8 @@ from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 from pyiceberg.table import snapshots as iceberg
 
-from pipelines.contracts import PIN_UPDATES, PROVENANCE, USER_INTERACTIONS
+from pipelines.ads import schema as ads
+from pipelines.contracts import ADS_CHANGES, PIN_UPDATES, PROVENANCE, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import EMPTY, Position, from_text, merge_all
 from pipelines.settings import CATALOG, Lake, Settings
@@ -41,6 +42,7 @@ INCARNATION = "tidemark.incarnation"
 EPOCH = "tidemark.epoch"
 EPOCHS = "tidemark.epochs"
 LOAD_ID = "tidemark.load_id"
+DUMP_ID = "tidemark.dump_id"
 MAX_BROKER_TIME_MS = "tidemark.max_broker_time_ms"
 
 _OF_ONE_COMMIT = (STREAM, INCARNATION, EPOCH, LOAD_ID)
@@ -169,6 +171,8 @@ RAW_USER_INTERACTIONS = _raw(
 )
 RAW_PIN_UPDATES = _raw(PIN_UPDATES.name, "every record of the topic pin-updates and of its loads")
 
+RAW_ADS_CHANGES = _raw(ADS_CHANGES.name, "every record of the topic ads-changes")
+
 RAW_DEAD_LETTERS = TableSpec(
     name="raw.dead_letters",
     doc="a record of a raw table that its contract refuses, and why; counts once the raw table has the record",
@@ -280,6 +284,88 @@ FEATURES_USER_VECTORS = TableSpec(
     sorted_by=("user_id",),
 )
 
+_REPO_TYPES = {
+    ads.INTEGER: "bigint",
+    ads.NUMBER: "double",
+    ads.BOOLEAN: "boolean",
+    ads.TEXT: "string",
+    ads.TERMS: "array<string>",
+    ads.TIME: "timestamp",
+    ads.ID: "string",
+    ads.VECTOR: "array<float>",
+}
+
+
+def _repo(table: ads.Table) -> TableSpec:
+    stands = (
+        Column(
+            f"stand_{family}",
+            "bigint",
+            f"version of its {family} columns: the sum of theirs and the deletion's",
+        )
+        for family in (ads.CONTROL, ads.CONTENT, ads.PERFORMANCE)
+    )
+    return TableSpec(
+        name=f"repo.{table.name}",
+        doc=f"rows of {table.name} as the ads repository had them at one point, deleted ones too",
+        columns=(
+            Column(table.key, "string", "names the row"),
+            Column(
+                "is_there",
+                "boolean",
+                "whether a column of its table's own family was said since it was deleted, if it was",
+            ),
+            Column("deleted_version", "bigint", "the greatest version at which it was deleted; 0: never"),
+            *stands,
+            *(
+                Column(
+                    column.name,
+                    _REPO_TYPES[column.type],
+                    column.doc,
+                    "UTC" if column.type == ads.TIME else None,
+                )
+                for column in table.columns
+            ),
+            Column("registers", "string", "JSON: the version of each column, and its value at it"),
+        ),
+        owner="ads",
+        sorted_by=(table.key,),
+    )
+
+
+REPO: dict[str, TableSpec] = {f"repo.{table.name}": _repo(table) for table in ads.TABLES.values()}
+"""The dump of the ads repository; of a row that is not there the columns of its table's own family are null."""
+
+OPS_REPO_HEADS = TableSpec(
+    name="ops.repo_heads",
+    doc="a table of a dump of the ads repository: all those of one dump are of one point",
+    columns=(
+        Column("dump_id", "string", "names the dump"),
+        Column("point_at", "timestamp", "when the repository was read", "UTC"),
+        Column("seq", "bigint", "number of the newest change that is in it"),
+        Column("position", "string", "what of the streams' topics is surely in it"),
+        Column("table", "string", "the table, as repo.ads"),
+        Column("snapshot_id", "bigint", "its snapshot"),
+        Column("rows", "bigint", "how many rows it has"),
+    ),
+    owner="ads",
+)
+
+OPS_ADS_UNSYNCED = TableSpec(
+    name="ops.ads_unsynced",
+    doc="rows of the ads account of which source database and repository, or two tables, did not agree",
+    columns=(
+        Column("at", "timestamp", "when they were compared", "UTC"),
+        Column("table", "string", "the source table; null in the row that says that all was compared"),
+        Column("cause", "string", "missing, extra, differs, older, waits, impossible or dangling"),
+        Column("rows", "bigint", "how many"),
+        Column("examples", "string", "some of them with what is wrong, as a JSON object by key"),
+        Column("has_source", "boolean", "whether the source database could be asked"),
+    ),
+    owner="ads",
+    retention_days=400,
+)
+
 OPS_INDEX_VERSIONS = TableSpec(
     name="ops.index_versions",
     doc="what happened to a base version",
@@ -316,6 +402,32 @@ OPS_EPOCHS = TableSpec(
     ),
     owner="indexing",
     partitioned_by=("days(committed_at)",),
+    retention_days=90,
+)
+
+OPS_FRESHNESS = TableSpec(
+    name="ops.freshness",
+    doc="how long after its first stage a minute's documents came to a later one, as a replica served them",
+    columns=(
+        Column("index", "string", "which index"),
+        Column("stream", "string", "which stream"),
+        Column("kind", "string", "live, or backfill: what was let wait"),
+        Column(
+            "stage",
+            "string",
+            "to which stage: those that the stream declares, sent, committed (to the delta), served",
+        ),
+        Column("minute", "timestamp", "in which the documents were served first", "UTC"),
+        Column("replica", "string", "of serving"),
+        Column("documents", "bigint", "how many; one that changed in several epochs is several"),
+        Column("p50_ms", "bigint", "half of them were no later", "ms"),
+        Column("p90_ms", "bigint", "90 percent of them were no later", "ms"),
+        Column("p99_ms", "bigint", "99 percent of them were no later", "ms"),
+        Column("max_ms", "bigint", "none was later", "ms"),
+    ),
+    owner="indexing",
+    partitioned_by=("months(minute)",),
+    sorted_by=("index", "stream", "minute"),
     retention_days=90,
 )
 
@@ -482,6 +594,7 @@ TABLES: dict[str, TableSpec] = {
     for spec in (
         RAW_USER_INTERACTIONS,
         RAW_PIN_UPDATES,
+        RAW_ADS_CHANGES,
         RAW_DEAD_LETTERS,
         RAW_HOUSEHOLDS,
         CURATED_USER_INTERACTIONS,
@@ -489,8 +602,12 @@ TABLES: dict[str, TableSpec] = {
         CURATED_PINS_OFFER,
         FEATURES_PIN_VECTORS,
         FEATURES_USER_VECTORS,
+        *REPO.values(),
+        OPS_REPO_HEADS,
+        OPS_ADS_UNSYNCED,
         OPS_INDEX_VERSIONS,
         OPS_EPOCHS,
+        OPS_FRESHNESS,
         OPS_SERVED,
         OPS_ACCOUNT,
         OPS_LOSSES,

@@ -190,7 +190,7 @@ def check_port(host: str, port: int, setting: str) -> None:
 
 
 def check_ports(
-    settings: Settings, services: Iterable[str] = ("kafka", "serving", "collector", "dagster")
+    settings: Settings, services: Iterable[str] = ("kafka", "serving", "collector", "ads", "dagster")
 ) -> None:
     """Refuse to start if the port of one of these services is in use."""
     for service in services:

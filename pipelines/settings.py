@@ -99,6 +99,7 @@ class Paths:
     run: Path
     logs: Path
     metrics: Path
+    freshness: Path
     reports: Path
     kafka: Path
     dagster: Path
@@ -136,6 +137,7 @@ class Streams:
     trigger_ms: int
     archive_trigger_ms: int
     max_rows_per_epoch: int
+    max_backfill_rows_per_epoch: int
     nice: int
 
 
@@ -221,9 +223,18 @@ class Mlflow:
 
 @dataclass(frozen=True)
 class Ads:
-    """The ads repository: `sqlite:<path>` or `postgresql://user:password@host/db`."""
+    """The ads repository (`sqlite:<path>` or `postgresql://user:password@host/db`), the process that writes it, and the
+    source database with what captures it."""
 
     repository: str = field(repr=False)
+    host: str
+    port: int
+    database: str = field(repr=False)
+    database_port: int
+    connect_port: int
+    connect_heap_mb: int
+    gc_days: int
+    gc_grace_days: int
 
 
 @dataclass(frozen=True)

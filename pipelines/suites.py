@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from pipelines import index_rows, lake
+from pipelines.ads import schema as ads
 from pipelines.contracts import ACTIONS, CONTRACTS, PIN_UPDATES
 from pipelines.contracts.contract import MAX_USD_MICROS
 from pipelines.indexing import facts
@@ -270,6 +271,41 @@ _USER_VECTORS = Suite(
     rules=(_IS_FINITE,),
 )
 
+
+def _is_void(table: ads.Table) -> Rule:
+    named = " AND ".join(f"`{column.name}` IS NULL" for column in table.of_family(table.family))
+    words = f"a row that is not there says nothing of its {table.family} columns"
+    return Rule("is_void_where_gone", f"is_there OR ({named})", words)
+
+
+def _repo(table: ads.Table) -> Suite:
+    """What follows from the declaration of a source table, to which the dump is held."""
+    spec, by_name = lake.REPO[f"repo.{table.name}"], {column.name: column for column in table.columns}
+    refers_to = {r.column: f"repo.{r.table}.{ads.TABLES[r.table].key}" for r in table.references}
+    asked: dict[str, dict[str, object]] = {table.key: dict(_REQUIRED), "registers": dict(_REQUIRED)}
+    asked["deleted_version"] = {**_REQUIRED, "least": 0, "most": MAX_VERSION}
+    for family in (ads.CONTROL, ads.CONTENT, ads.PERFORMANCE):
+        asked[f"stand_{family}"] = {**_REQUIRED, "least": 0, "most": MAX_VERSION}
+    for name, column in by_name.items():
+        said: dict[str, object] = {"is_always_required": False}
+        if column.type in (ads.INTEGER, ads.NUMBER):
+            said |= {"least": column.least, "most": column.most}
+        if column.type == ads.TIME:
+            said |= {"least": column.least / 1_000, "most": column.most / 1_000}
+        if column.type == ads.TEXT and column.choices:
+            said |= {"one_of": column.choices, "kind": "category"}
+        if name in refers_to:
+            said["refers_to"] = refers_to[name]
+        asked[name] = said
+    return Suite(
+        spec.name,
+        _with(derived(spec), **asked),
+        key=(table.key,),
+        live="is_there",
+        rules=(_is_void(table),),
+    )
+
+
 SUITES: dict[str, Suite] = {
     suite.table: suite
     for suite in (
@@ -286,9 +322,10 @@ SUITES: dict[str, Suite] = {
         ),
         _PIN_VECTORS,
         _USER_VECTORS,
+        *[_repo(table) for table in ads.TABLES.values()],
     )
 }
-"""The suite of each raw, curated and feature table. (`of_index` has that of `index.<name>`.)"""
+"""The suite of each raw, curated, feature and dumped table. (`of_index` has that of `index.<name>`.)"""
 
 
 def of_index(spec: IndexSpec) -> Suite:

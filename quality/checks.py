@@ -17,7 +17,9 @@ from assets.features import feature_assets
 from assets.index import version_row
 from assets.platform import Platform, final, key, record_version, reported_metadata
 from assets.raw import raw_assets
+from assets.repo import repo_assets
 from pipelines import lake, staging
+from pipelines.ads.index import ADS
 from pipelines.backfill import by_event_day
 from pipelines.curate import SOURCES
 from pipelines.indexing.base import read_manifest
@@ -25,6 +27,7 @@ from pipelines.indexing.spec import IndexSpec
 from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES
 from pipelines.suites import SUITES, Suite, of_delta, of_index
+from quality import account_page as account
 from quality import audit, gates, history, pages
 from quality.expectations import Finding, Report, told
 from quality.judgement import DECLARED
@@ -209,7 +212,29 @@ def candidate_check(spec: IndexSpec) -> dg.AssetChecksDefinition:
     return check
 
 
-ASSETS = [key for asset in (*raw_assets, *curated_assets, *feature_assets) for key in sorted(asset.keys)]
+@dg.asset_check(
+    asset=dg.AssetKey(["published", ADS.name]),
+    name="account",
+    description="the served base of the ads is like the one before: volume, and coverage of what a servable ad needs",
+)
+def ads_account_check(platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
+    found = account.report(platform.settings)
+    now = found.volumes[-1] if found.volumes else None
+    counts = {"documents": now.documents, "servable": now.servable} if now else {}
+    coverage = {field: now.coverage_pct(field) for field in now.covered} if now else {}
+    return dg.AssetCheckResult(
+        passed=not found.alarms,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(found.alarms) or "nothing is unusual",
+        metadata={**counts, "coverage_pct": dg.JsonMetadataValue(coverage)},
+    )
+
+
+ASSETS = [
+    key
+    for asset in (*raw_assets, *curated_assets, *feature_assets, *repo_assets)
+    for key in sorted(asset.keys)
+]
 suite_checks = [table_checks(SUITES[".".join(asset.path)], asset) for asset in ASSETS]
 days_checks = [
     table_checks(SUITES[part.table], days_key(part.table))
@@ -225,5 +250,5 @@ copy_checks = [
     beside_check(dg.AssetKey(["published", spec.name]), of_delta(spec), has_history=False)
     for spec in INDICES.values()
 ]
-build_checks = [*suite_checks, *beside_checks, *candidate_checks, *copy_checks]
+build_checks = [*suite_checks, *beside_checks, *candidate_checks, *copy_checks, ads_account_check]
 all_checks = [*build_checks, *days_checks]

@@ -172,8 +172,11 @@ def _vectors(base: Base) -> Iterator[Finding]:
     for path in base.spec.access:
         if not isinstance(path, Vector):
             continue
+        # A model gives every row that it has a vector; a source need not.
+        may_lack = base.spec.family(path.family).stream is not None
         broken = sum(
-            _broken(shard.payload[path.family][path.column], path.dimensions) for shard in base.shards
+            _broken(shard.payload[path.family][path.column], path.dimensions, may_lack)
+            for shard in base.shards
         )
         yield Finding(
             f"{path.name}_is_finite",
@@ -182,10 +185,11 @@ def _vectors(base: Base) -> Iterator[Finding]:
         )
 
 
-def _broken(vectors: pa.Array, dimensions: int) -> int:
-    offsets = np.asarray(vectors.offsets)
-    is_whole = (np.diff(offsets) == dimensions) & ~np.asarray(vectors.is_null())
+def _broken(vectors: pa.Array, dimensions: int, may_lack: bool) -> int:
+    offsets, is_null = np.asarray(vectors.offsets), np.asarray(vectors.is_null())
+    is_whole = (np.diff(offsets) == dimensions) & ~is_null
     values = np.asarray(vectors.values)
     bad_before = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
     is_finite = bad_before[offsets[1:]] == bad_before[offsets[:-1]]
-    return int(np.count_nonzero(~(is_whole & is_finite)))
+    is_broken = ~(is_whole & is_finite)
+    return int(np.count_nonzero(is_broken & ~is_null if may_lack else is_broken))

@@ -8,17 +8,17 @@ and knows no trend: docs/adr/0011.)
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines import lake
 from pipelines.contracts import CONTRACTS
+from pipelines.indexing.files import replace_text
 from pipelines.settings import Settings
-from quality import history
+from quality import history, markup
 from quality.history import Row
 from quality.judgement import DECLARED, plain
 from quality.measures import WHOLE
@@ -56,10 +56,10 @@ def renew(settings: Settings, table: str, rows: Sequence[Row]) -> Path:
     folder = settings.paths.reports / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{table}.html"
-    _write(page, table_page(table, rows))
-    _write(folder / f"{table}.json", json.dumps(_summary(table, rows)))
+    replace_text(page, table_page(table, rows))
+    replace_text(folder / f"{table}.json", json.dumps(_summary(table, rows)))
     summaries = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    _write(folder / "index.html", index_page(summaries))
+    replace_text(folder / "index.html", index_page(summaries))
     return page
 
 
@@ -68,13 +68,6 @@ def renew_all(settings: Settings) -> Path:
     for table in history.tables(settings):
         renew(settings, table, history.noted(settings, table))
     return settings.paths.reports / FOLDER / "index.html"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a reader may be there."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
@@ -89,7 +82,7 @@ def _audits(rows: Sequence[Row]) -> list[tuple[datetime, list[Row]]]:
     """Audits by their time, the oldest first."""
     found: dict[datetime, list[Row]] = {}
     for row in rows:
-        found.setdefault(_utc(row["at"]), []).append(row)
+        found.setdefault(markup.utc(row["at"]), []).append(row)
     return sorted(found.items(), key=lambda one: one[0])
 
 
@@ -112,14 +105,14 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
     for row in rows:
         if row["value"] is not None:
             whole = row["batch"] == WHOLE
-            label = _minute(row["at"]) if whole else row["batch"]
+            label = markup.minute(row["at"]) if whole else row["batch"]
             points = trends.setdefault((row["field"], row["measure"], whole), {})
             points[label] = Point(label, row["value"], row["is_passed"])
     lines = []
     for row in history.newest(rows):
         is_whole = row["batch"] == WHOLE
         points = trends.get((row["field"], row["measure"], is_whole), {})
-        until = _minute(row["at"]) if is_whole else row["batch"]
+        until = markup.minute(row["at"]) if is_whole else row["batch"]
         trend = [points[label] for label in sorted(points) if label <= until]
         lines.append(Line(row, tuple(trend[-SHOWN_POINTS:])))
     return lines
@@ -138,7 +131,7 @@ def table_page(table: str, rows: Sequence[Row]) -> str:
     body = [
         f'<p><a href="index.html">All tables</a></p><h1>{escape(table)}</h1>',
         f"<p>{escape(spec.doc)}.</p>" if spec else "",
-        f"<p>{_badge(_state(newest))} at the audit of <time>{_minute(at)}</time> UTC, snapshot "
+        f"<p>{_badge(_state(newest))} at the audit of <time>{markup.minute(at)}</time> UTC, snapshot "
         f"<code>{newest[0]['snapshot_id']}</code>.</p>",
         _strip(audits),
         _refused(table),
@@ -149,7 +142,7 @@ def table_page(table: str, rows: Sequence[Row]) -> str:
         "<p>Of the newest batch. A measure without bounds has too little history yet.</p>",
         _measures([line for line in lines if line.row["basis"] != DECLARED]),
     ]
-    return _page(f"{table} – quality", "\n".join(body))
+    return markup.page(f"{table} – quality", "\n".join(body))
 
 
 def index_page(summaries: Sequence[dict[str, Any]]) -> str:
@@ -160,20 +153,20 @@ def index_page(summaries: Sequence[dict[str, Any]]) -> str:
         when = [(datetime.fromisoformat(at), state) for at, state in one["audits"]]
         cells.append(
             "<tr>"
-            + _cell("Table", f'<a href="{escape(one["table"])}.html">{escape(one["table"])}</a>')
-            + _cell("State", _badge(one["state"]))
-            + _cell("Broken", f"{one['broken']:,}", "number")
-            + _cell("Hold", f"{one['held']:,}", "number")
-            + _cell("Audits, the newest last", _squares(when))
-            + _cell("Newest (UTC)", _minute(datetime.fromisoformat(one["at"])))
+            + markup.cell("Table", f'<a href="{escape(one["table"])}.html">{escape(one["table"])}</a>')
+            + markup.cell("State", _badge(one["state"]))
+            + markup.cell("Broken", f"{one['broken']:,}", "number")
+            + markup.cell("Hold", f"{one['held']:,}", "number")
+            + markup.cell("Audits, the newest last", _squares(when))
+            + markup.cell("Newest (UTC)", markup.minute(datetime.fromisoformat(one["at"])))
             + "</tr>"
         )
     heads = ("Table", "State", "Broken", "Hold", "Audits, the newest last", "Newest (UTC)")
     body = f"""<h1>Quality</h1>
 <p>What the newest audit of each table found. What is broken keeps what is built of the table from being served; what is
 not as usual is only told.</p>
-{_table("Tables", heads, cells)}"""
-    return _page("Quality", body)
+{markup.table("Tables", heads, cells)}"""
+    return markup.page("Quality", body)
 
 
 def _refused(table: str) -> str:
@@ -198,18 +191,18 @@ def _measures(lines: Sequence[Line]) -> str:
         measured = row["text"] if row["text"] is not None else plain(row["value"])
         cells.append(
             "<tr>"
-            + _cell("Field", f"<code>{escape(where)}</code>")
-            + _cell(
+            + markup.cell("Field", f"<code>{escape(where)}</code>")
+            + markup.cell(
                 "Measure", escape(f"{row['measure']}{'' if row['batch'] == WHOLE else ' on ' + row['batch']}")
             )
-            + _cell("Found", escape(measured), "number")
-            + _cell("Allowed", escape(_allowed(row)))
-            + _cell("State", _mark(row))
-            + _cell("Trend", _spark(line))
-            + _cell("", escape(row["detail"] or ""))
+            + markup.cell("Found", escape(measured), "number")
+            + markup.cell("Allowed", escape(_allowed(row)))
+            + markup.cell("State", _mark(row))
+            + markup.cell("Trend", _spark(line))
+            + markup.cell("", escape(row["detail"] or ""))
             + "</tr>"
         )
-    return _table("Measures", ("Field", "Measure", "Found", "Allowed", "State", "Trend", "What"), cells)
+    return markup.table("Measures", ("Field", "Measure", "Found", "Allowed", "State", "Trend", "What"), cells)
 
 
 def _allowed(row: Row) -> str:
@@ -269,85 +262,13 @@ def _strip(audits: Sequence[tuple[datetime, list[Row]]]) -> str:
 
 
 def _squares(states: Sequence[tuple[datetime, str]]) -> str:
-    said = ", ".join(f"{_minute(at)} {_STATES[state]}" for at, state in states)
+    said = ", ".join(f"{markup.minute(at)} {_STATES[state]}" for at, state in states)
     marks = {"passed": "✓", "warned": "!", "failed": "×"}
-    squares = "".join(f'<i class="{state}" title="{_minute(at)}">{marks[state]}</i>' for at, state in states)
+    squares = "".join(
+        f'<i class="{state}" title="{markup.minute(at)}">{marks[state]}</i>' for at, state in states
+    )
     return f'<span class="strip" role="img" aria-label="{escape(said)}">{squares}</span>'
 
 
 def _badge(state: str) -> str:
     return f'<strong class="badge {state}">{_STATES[state]}</strong>'
-
-
-def _table(caption: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    return (
-        f'<table class="stack"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _cell(name: str, content: str, kind: str = "") -> str:
-    return f'<td class="{kind}" data-name="{escape(name)}"><span>{content}</span></td>'
-
-
-def _minute(at: datetime) -> str:
-    return f"{_utc(at):%Y-%m-%d %H:%M}"
-
-
-def _utc(at: datetime) -> datetime:
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def _page(title: str, body: str) -> str:
-    return _PAGE.replace("{title}", escape(title)).replace("{body}", body)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-  :root { color-scheme: light dark; --line: #8886; --accent: #0b63c5; --good: #1a7f37; --odd: #8a5a00; --bad: #b3261e; }
-  @media (prefers-color-scheme: dark) {
-    :root { --accent: #7db8ff; --good: #6fdd8b; --odd: #f0c000; --bad: #ff9a92; }
-  }
-  html { background: Canvas; color: CanvasText; }
-  @media (prefers-color-scheme: dark) { html { background: #121212; color: #eee; } }
-  * { box-sizing: border-box; }
-  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; }
-  h1 { margin: 0; overflow-wrap: anywhere; } h2 { margin: 2rem 0 .25rem; } p { margin: .4rem 0; }
-  a { color: var(--accent); }
-  code { font-size: .9em; overflow-wrap: anywhere; }
-  table { border-collapse: collapse; width: 100%; }
-  caption { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
-  th, td { text-align: start; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-  td { overflow-wrap: anywhere; } th { white-space: nowrap; }
-  .number { font-variant-numeric: tabular-nums; }
-  .badge { font-weight: 600; white-space: nowrap; } .badge::before { content: "● "; }
-  .passed { color: var(--good); } .warned { color: var(--odd); } .failed { color: var(--bad); }
-  .strip { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-  .strip i { font-style: normal; font-weight: 700; display: inline-block; width: .7em; text-align: center; }
-  svg { display: block; max-width: 100%; }
-  polyline { fill: none; stroke: var(--accent); stroke-width: 1.5; }
-  .band { fill: #8883; } .bad { fill: var(--bad); }
-  @media (max-width: 48rem) {
-    table.stack thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
-    table.stack, table.stack tbody { display: block; }
-    table.stack tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-    table.stack td { display: grid; grid-template-columns: 6.5rem minmax(0, 1fr); gap: .5rem; }
-    table.stack td { border: 0; padding: .1rem 0; }
-    table.stack td::before { content: attr(data-name); opacity: .75; }
-  }
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""

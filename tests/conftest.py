@@ -29,6 +29,9 @@ PORTS = (
     "COLLECTOR__PORT",
     "DAGSTER__PORT",
     "TRINO__PORT",
+    "ADS__PORT",
+    "ADS__DATABASE_PORT",
+    "ADS__CONNECT_PORT",
 )
 
 

@@ -34,6 +34,41 @@ ROWS = ("documents", "timeline")
 
 BUGS = (
     Bug(
+        "the vector of a changed document is lost when parts are merged",
+        "changed:Part.followed_by",
+        "np.append(held[1], other.vectors[name][1])",
+        "np.append(held[1], np.zeros(len(other), bool))",
+        ("search",),
+    ),
+    Bug(
+        "a vector of other dimensions counts",
+        "access:vectors_of",
+        "pc.equal(lengths, dimensions)",
+        "pc.greater(lengths, 0)",
+        ("search",),
+    ),
+    Bug(
+        "the condition on numbers is not asked of changed documents",
+        "documents:DocumentsView._changed_holding",
+        "if condition is not None:",
+        "if False:",
+        ("search",),
+    ),
+    Bug(
+        "a family's version is that of the base, whatever came after",
+        "documents:DocumentsView.versions",
+        "for run in self.runs",
+        "for run in ()",
+        ("documents",),
+    ),
+    Bug(
+        "a column of a document that was deleted since the base is still read",
+        "documents:DocumentsView._holders",
+        "np.where(run.is_deleted[rows], nobody, len(holders))",
+        "len(holders)",
+        ("documents",),
+    ),
+    Bug(
         "the content hash is left out of the rank: a tie goes to the one that came last",
         "merge:Ranks.columns",
         ", self.is_deleted, self.content_hash)",
@@ -173,7 +208,7 @@ BUGS = (
     Bug(
         "a roll back without the delta serves it all the same",
         "replica:Follower._opened",
-        "path if pointer is None or pointer.with_delta else None",
+        "path if has_delta else None",
         "path",
         ("sums",),
     ),
@@ -243,8 +278,8 @@ BUGS = (
     Bug(
         "a deleted family of a document stays",
         "documents:DocumentsView._overlay_parts",
-        "None if deleted else",
-        "parts[name][query] if deleted else",
+        "None if run.is_deleted[row] else {}",
+        "parts[name][query] if run.is_deleted[row] else {}",
         ("documents",),
     ),
     Bug(
@@ -256,8 +291,8 @@ BUGS = (
     ),
     Bug(
         "a document that changed again is found as it was before, too",
-        "changed:Changed.with_part",
-        "_without(is_alive, held.find(hashed))",
+        "changed:without",
+        "_without(is_alive, held.find(keys))",
         "is_alive",
         ("search",),
     ),
@@ -278,7 +313,7 @@ BUGS = (
     Bug(
         "a changed document passes with a refused term",
         "changed:Part.passing",
-        "passing[self.terms.of(field, term)] = False",
+        "passing[self.terms.any_of(field, terms)] = False",
         "pass",
         ("search",),
     ),

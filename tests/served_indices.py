@@ -91,7 +91,10 @@ def _said(spec: IndexSpec, told: Statement) -> Statement:
 
 def _value(kind: pa.DataType, chance: random.Random) -> Any:
     if pa.types.is_list(kind):
-        return [chance.randrange(-8, 8) / 4 for _ in range(4)]
+        given = [_value(kind.value_type, chance) for _ in range(4)]
+        return [item for item in given if item is not None] if pa.types.is_string(kind.value_type) else given
+    if pa.types.is_floating(kind):
+        return chance.randrange(-8, 8) / 4
     if pa.types.is_boolean(kind):
         return chance.random() < 0.5
     return (

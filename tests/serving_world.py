@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines import indices
+from pipelines.ads.joined import INPUTS
 from pipelines.contracts import ACTIONS
 from pipelines.indexing import build, delta, facts
 from pipelines.indexing.position import EMPTY, Position
@@ -20,6 +22,8 @@ from pipelines.indexing.spec import lineage
 from pipelines.indexing.versions import Versions
 from pipelines.recommend import fold_in
 from pipelines.settings import Settings
+from tests import ads_world
+from tests.ads_world import Rows
 
 INTERACTIONS, UPDATES = "user-interactions@one", "pin-updates@two"
 MODEL_ID = "pin_als/7"
@@ -134,6 +138,35 @@ def publish(
     return version
 
 
+def account() -> Rows:
+    """A small ads account: a1 to a3 in a group for the US and of one campaign, a4 for everybody in one of its own."""
+    active = {"status": "active"}
+    ad = {**active, "review_status": "approved", "pin_id": "p1", "ad_group_id": "g1"}
+    group = {**active, "bid_usd_micros": 1_000_000}
+    return {
+        "advertisers": {"v1": {**active, "balance_usd_micros": 5_000_000}},
+        "campaigns": {key: {**active, "advertiser_id": "v1"} for key in ("c1", "c2")},
+        "ad_groups": {
+            "g1": {**group, "campaign_id": "c1", "countries": ["US"]},
+            "g2": {**group, "campaign_id": "c2"},
+        },
+        "ads": {
+            "a1": ad,
+            "a2": {**ad, "bid_multiplier": 2.0},
+            "a3": {**ad, "status": "paused"},
+            "a4": {**ad, "ad_group_id": "g2", "bid_multiplier": 0.5},
+        },
+        "pins": {"p1": {"image_signature": "i1", "title": "A red Chair", "is_available": True}},
+        "images": {"i1": {"sharpness": 0.5}},
+    }
+
+
+def ads_facts(rows: Rows) -> pa.Table:
+    """The facts of all ads of an account, as its handlers make them."""
+    families = (ads_world.joined_rows(family, rows, rows["ads"]) for family in INPUTS)
+    return pa.concat_tables(map(ads_world.facts_of, INPUTS, families))
+
+
 def build_world(settings: Settings) -> dict[str, str]:
     """Publish a base of each index; returns their versions."""
     cut = Position({INTERACTIONS: {0: CUT}}, frozenset())
@@ -148,6 +181,7 @@ def build_world(settings: Settings) -> dict[str, str]:
         ),
         "user_events": publish(settings, "user_events", [happened for happened, _ in events], cut, {}),
         "pin_counts": publish(settings, "pin_counts", [counted for _, counted in events], cut, {}),
+        "ads": ads_world.publish(settings, ads_facts(account())),
     }
 
 
@@ -180,6 +214,7 @@ class Still:
         self.topics = follower.topics
         self.versions = follower.versions
         self.status = follower.status
+        self.meter = follower.meter
         self.is_stale = False
         self.is_ready = True
 

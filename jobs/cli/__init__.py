@@ -22,7 +22,11 @@ import jobs.cli.bases
 import jobs.cli.lineages
 import jobs.cli.answers
 import jobs.cli.data
+import jobs.cli.ads_dump
 import jobs.cli.contracts
+import jobs.cli.ads
+import jobs.cli.ads_freshness
+import jobs.cli.ads_care
 import jobs.cli.replays
 import jobs.cli.upkeep
 import jobs.cli.seeing

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=PROCESSES)
 def up(names: Names = None, as_json: Json = False) -> None:
-    """Start broker, collector, streams, serving and Dagster's web UI, in this order; Trino only by name.
+    """Start broker, collector, ads, streams, serving and Dagster's web UI, in this order; Trino and `ads-db` by name.
 
     What runs already is left alone, so that `up` is also what to do after a crash.
     """
@@ -214,6 +214,7 @@ def urls(settings: Settings) -> dict[str, str]:
     return {
         "serving": f"http://{settings.serving.host}:{settings.serving.port}/docs",
         "collector": f"http://{settings.collector.host}:{settings.collector.port}/docs",
+        "ads": f"http://{settings.ads.host}:{settings.ads.port}/docs",
         "dagster": f"http://{settings.dagster.host}:{settings.dagster.port}",
         "trino": f"{trino_server.origin(settings)}/ui/",
     }

@@ -26,11 +26,16 @@ def demo(
 
 
 @app.command(
-    rich_help_panel=TRYING, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    rich_help_panel=TRYING,
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],  # a benchmark answers for itself
+    },
 )
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="`freshness`, `serving`, `build` or `load`.")],
+    name: Annotated[str, typer.Argument(help="Which; a name that is none lists them.")],
     as_json: Json = False,
 ) -> None:
     """Run a benchmark on a home of its own; the last line that it prints is its result as JSON.
@@ -44,6 +49,10 @@ def bench(
     known = sorted(
         path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness")
     )
+    if name in ("--help", "-h"):
+        typer.echo(context.get_help())
+        return
+    name = name.replace("-", "_")
     if name not in known:
         raise InputError(f"there is no benchmark {name!r}", remedy=f"choose one of {', '.join(known)}")
     sys.path.insert(0, str(ROOT))

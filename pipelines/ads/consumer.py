@@ -7,6 +7,7 @@ here: hosting it (`jobs`), the archive and the dead letters (the archive stream 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 SOURCE = ADS_CHANGES.topic
 AT_ONCE = 5_000
 _POLL_S = 0.2
+_GATHER_S = 0.1
+"""For so long the first record of a batch waits for others to be committed with: what a commit costs, and all that it
+wakes, is by the batch, and a fresh answer has seconds."""
 
 _silent = logging.getLogger("tidemark.kafka")
 
@@ -37,7 +41,7 @@ class Batch(NamedTuple):
     """Records that were written in one commit."""
 
     records: int
-    refused: int
+    refused: Counter[str]  # by reason
     changes: list[Change]
     position: Position
 
@@ -64,9 +68,10 @@ def follow(settings: Settings, store: Repository, is_over: Callable[[], bool]) -
     reached = position(store)
     with _reading(settings, topic_id, reached) as consumer:
         while not is_over():
-            messages = [_checked(message) for message in consumer.consume(AT_ONCE, _POLL_S)]
-            if not messages:
+            if (first := consumer.poll(_POLL_S)) is None:
                 continue
+            more = consumer.consume(AT_ONCE - 1, _GATHER_S)
+            messages = [_checked(message) for message in (first, *more)]
             require_same()  # after reading: then these were the records of this topic
             ends: dict[int, int] = {}
             for message in messages:
@@ -79,12 +84,12 @@ def write(store: Repository, records: pa.Table, reached: Position) -> Batch:
     """Decide records (the columns of `RECORD`), and write what they say; the transaction of a refused one waits."""
     decoded = decode_table(ADS_CHANGES, records)
     events = updater.events(decoded.accepted)
-    values, reasons = (decoded.refused.column(name).to_pylist() for name in ("value", "detail"))
-    for value, reason in zip(values, reasons, strict=True):
-        if (transaction_id := transaction_of(value)) is not None:
-            events.append(Event(None, transaction_id=transaction_id, refusal=reason))
+    refused = decoded.refused.select(["value", "reason", "detail"]).to_pylist()
+    for one in refused:
+        if (transaction_id := transaction_of(one["value"])) is not None:
+            events.append(Event(None, transaction_id=transaction_id, refusal=one["detail"]))
     changes = updater.apply(store, events, SOURCE, reached.to_text())
-    return Batch(records.num_rows, decoded.refused.num_rows, changes, reached)
+    return Batch(records.num_rows, Counter(one["reason"] for one in refused), changes, reached)
 
 
 @contextmanager

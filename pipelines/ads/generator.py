@@ -71,7 +71,7 @@ def account(ads: int, seed: int) -> Iterator[tuple[Table, pa.Table]]:
         rng = np.random.default_rng([seed, place])
         count = size(table.name, ads)
         columns = {table.key: pa.array(keys(table.name, np.arange(count)))}
-        columns |= {column.name: _values(rng, table, column, count, ads) for column in table.columns}
+        columns |= {column.name: _values(rng, table, column, count, ads) for column in table.sourced}
         yield table, pa.table(columns)
 
 
@@ -136,6 +136,10 @@ def _values(rng: np.random.Generator, table: Table, column: Column, count: int, 
             return pa.array(drawn, kind)
         case schema.TERMS:
             return _terms(rng, column, count)
+        case schema.VECTOR:
+            normal = rng.standard_normal((count, schema.DIMENSIONS))
+            unit = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+            return pa.array(list(unit.round(4)), pa.list_(pa.float64()))
     if column.choices:
         return pa.array(_mostly_first(rng, np.array(column.choices), count), kind)
     if codes := _CODES.get(column.name):

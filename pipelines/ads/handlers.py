@@ -81,6 +81,25 @@ def run(family: str, rows: pa.Table) -> pa.Table:
     return pa.table([made[field.name].cast(field.type) for field in wanted], schema=wanted)
 
 
+def made_again(family: str, documents: pa.Table, replaced: Columns) -> pa.Table:
+    """Documents of a family as they would be if some source columns had other values, by the handlers that name them.
+
+    Args:
+        family: Of the documents.
+        documents: In the columns of `document_schema`.
+        replaced: Source columns, and their values now. The other inputs of the handlers concerned must be `TOLD`.
+    """
+    made = {name: _whole_array(documents.column(name)) for name in documents.column_names}
+    given = {source: pa.nulls(documents.num_rows, FLOAT) for source, field in TOLD.items() if field is None}
+    given |= {source: made[field] for source, field in TOLD.items() if field in made}
+    given |= replaced
+    for handler in of_family(family):
+        if replaced.keys() & set(handler.inputs):
+            made |= handler.make({name: given[name] for name in handler.inputs})
+    wanted = document_schema(family)
+    return pa.table([made[field.name].cast(field.type) for field in wanted], schema=wanted)
+
+
 def of_family(family: str) -> tuple[Handler, ...]:
     """The handlers of a family of the document, in their order."""
     return tuple(handler for handler in HANDLERS if handler.family == family)
@@ -93,6 +112,7 @@ def document_schema(family: str) -> pa.Schema:
     return pa.schema([pa.field(f.name, f.type, metadata={"doc": f.doc}) for f in fields])
 
 
+@functools.cache
 def triggers(family: str) -> frozenset[str]:
     """The source columns whose change makes a family's documents again: what handlers look at, and what joins follow.
 
@@ -143,6 +163,7 @@ _AS_THEY_ARE = _renamed(
         "ads.call_to_action": "call_to_action",
         "ads.is_removable": "is_removable",
         "ads.created_at": "created_at_ms",
+        "ads.collected_at": "collected_at_ms",
         "ad_groups.is_there": "has_ad_group",
         "ad_groups.campaign_id": "campaign_id",
         "ad_groups.name": "ad_group_name",
@@ -155,6 +176,7 @@ _AS_THEY_ARE = _renamed(
         "campaigns.advertiser_id": "advertiser_id",
         "campaigns.name": "campaign_name",
         "campaigns.status": "campaign_status",
+        "campaigns.is_budget_shared": "is_budget_shared",
         "campaigns.objective": "objective",
         "campaigns.frequency_cap": "frequency_cap",
         "campaigns.frequency_cap_days": "frequency_cap_days",
@@ -170,6 +192,7 @@ _AS_THEY_ARE = _renamed(
     },
 )
 
+_SCHEDULE = ("ad_groups.starts_at", "ad_groups.ends_at", "campaigns.starts_at", "campaigns.ends_at")
 _LEVELS = (("ad", "ads"), ("ad group", "ad_groups"), ("campaign", "campaigns"), ("advertiser", "advertisers"))
 
 
@@ -191,6 +214,15 @@ def _unless(wanted: str, status: pa.Array, what: str, reason: pa.Array) -> pa.Ar
     is_wanted = pc.fill_null(pc.equal(status, wanted), False)
     said = pc.binary_join_element_wise(what, pc.fill_null(status, "without a status"), " ")
     return pc.if_else(is_wanted, reason, said)
+
+
+def _collected(columns: Columns) -> dict[str, pa.Array]:
+    """Garbage collection counts as long as its cause holds: the ad is archived at some level, or had ended by then."""
+    at = columns["ads.collected_at"]
+    is_inactive = pc.less_equal(_schedule(columns)["ends_at_ms"], at)
+    for _, table in _LEVELS:
+        is_inactive = pc.or_kleene(is_inactive, pc.equal(columns[f"{table}.status"], "archived"))
+    return {"is_collected": pc.fill_null(pc.and_kleene(pc.is_valid(at), is_inactive), False)}
 
 
 def _schedule(columns: Columns) -> dict[str, pa.Array]:
@@ -227,6 +259,20 @@ def _money(columns: Columns) -> dict[str, pa.Array]:
     }
 
 
+TOLD: dict[str, str | None] = {
+    **dict(zip(_AS_THEY_ARE.inputs, (field.name for field in _AS_THEY_ARE.fields), strict=True)),
+    "ads.bid_multiplier": "bid_multiplier",
+    "campaigns.bid_multiplier": None,  # it is in the document's already
+    **dict.fromkeys(_SCHEDULE),  # one that had ended and was collected has no document
+    "ad_groups.bid_usd_micros": "bid_usd_micros",
+    "ad_groups.daily_budget_usd_micros": "ad_group_daily_budget_usd_micros",
+    "campaigns.daily_budget_usd_micros": "campaign_daily_budget_usd_micros",
+    "campaigns.lifetime_budget_usd_micros": "lifetime_budget_usd_micros",
+    "advertisers.balance_usd_micros": "balance_usd_micros",
+    "advertisers.spend_cap_usd_micros": "spend_cap_usd_micros",
+}
+"""Source columns of control that a document tells → the field that does; what a light change needs to be made again."""
+
 DIMENSIONS = {
     "country": "countries",
     "interest": "interests",
@@ -238,6 +284,8 @@ DIMENSIONS = {
 }
 """What an ad is targeted by → the columns of an ad group that say so (and `excluded_` them)."""
 PLACEMENT = "placement"
+CATEGORY = "category"
+"""What an ad is shown beside; its advertiser may have excluded it."""
 ANY = "*"
 
 
@@ -248,13 +296,18 @@ def term(dimension: str, value: str) -> str:
         >>> term("country", " US ")
         'country=us'
     """
-    return f"{dimension}={normalised(pa.array([value]))[0].as_py()}"
+    return f"{dimension}={normal(value)}"
+
+
+def normal(text: str) -> str:
+    """A text as terms are compared: NFKC, lower case, no space around."""
+    return unicodedata.normalize("NFKC", text).lower().strip()
 
 
 def normalised(texts: pa.Array) -> pa.Array:
-    """Texts as terms are compared: NFKC, lower case, no space around. (Arrow's own NFKC leaves them decomposed.)"""
+    """Texts as terms are compared. (Arrow's own NFKC leaves them decomposed.)"""
     encoded = texts.cast(TEXT).dictionary_encode()
-    made = [unicodedata.normalize("NFKC", text).lower().strip() for text in encoded.dictionary.to_pylist()]
+    made = [normal(text) for text in encoded.dictionary.to_pylist()]
     return pa.array(made, TEXT).take(encoded.indices)
 
 
@@ -267,6 +320,7 @@ def _targeting(columns: Columns) -> dict[str, pa.Array]:
         included += [_prefixed(dimension, wanted), _anyone(dimension, wanted)]
         if dimension != PLACEMENT:
             excluded.append(_prefixed(dimension, columns[f"ad_groups.excluded_{column}"]))
+    excluded.append(_prefixed(CATEGORY, columns["advertisers.blocked_categories"]))
     count = len(columns["ad_groups.countries"])
     return {
         "targeting_terms": _lists(included, count),
@@ -349,9 +403,20 @@ _CONTROL = (
         _standing,
     ),
     Handler(
+        "collected",
+        CONTROL,
+        ("ads.collected_at", *(f"{table}.status" for _, table in _LEVELS), *_SCHEDULE),
+        (
+            Field(
+                "is_collected", BOOL, "whether garbage collection has taken it out: then there is no document"
+            ),
+        ),
+        _collected,
+    ),
+    Handler(
         "schedule",
         CONTROL,
-        ("ad_groups.starts_at", "ad_groups.ends_at", "campaigns.starts_at", "campaigns.ends_at"),
+        _SCHEDULE,
         (
             Field("starts_at_ms", INT, "from when on it runs; ms since 1970; null: always has"),
             Field("ends_at_ms", INT, "until when it runs; ms since 1970; null: for ever"),
@@ -392,6 +457,7 @@ _CONTROL = (
             "ad_groups.placements",
             *(f"ad_groups.{column}" for column in DIMENSIONS.values()),
             *(f"ad_groups.excluded_{column}" for column in DIMENSIONS.values()),
+            "advertisers.blocked_categories",
         ),
         (
             Field("targeting_terms", TEXTS, "a request must have one of them in each dimension"),
@@ -439,6 +505,7 @@ _SHOWN = _renamed(
         "images.is_animated": "is_animated",
         "images.text_share": "image_text_share",
         "images.safety": "image_safety",
+        "images.visual_embedding": "visual_embedding",
     },
 )
 
@@ -463,9 +530,10 @@ def _text(columns: Columns) -> dict[str, pa.Array]:
     """The words that an ad is found by, and its annotations and interests from pin and image."""
     count = len(columns["pins.title"])
     texts = [columns[f"pins.{name}"] for name in ("title", "description", "brand", "category")]
+    texts += [_joined_words(columns[f"{table}.annotations"]) for table in ("pins", "images")]
     annotations = [_whole(columns["pins.annotations"]), _whole(columns["images.annotations"])]
-    said = [_words(_joined_words(columns[f"{table}.annotations"])) for table in ("pins", "images")]
-    terms = _lists([*map(_words, texts), *said], count)
+    rows, words = _words(pa.concat_arrays(texts))  # at once: making the pattern ready is most of it
+    terms = _lists([(rows % max(count, 1), words)], count)
     return {
         "text_terms": terms,
         "text_term_count": pc.list_value_length(terms).cast(INT),

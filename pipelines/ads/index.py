@@ -1,87 +1,66 @@
 """The index ``ads``: what decides whether and how an ad is served, what it shows, and how it has done.
 
-Belongs here: the declaration and the transforms of its families. Their rows are joined rows (`joined`), from the
-repository in a stream and from its dump in batch; what is made of them is `handlers`'.
+Belongs here: the declaration and the transforms of its families. Their rows name ads; what an ad is joined of is looked
+up (`joined`), in the repository by a stream and in its dump by a batch; what is made of it is `handlers`'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import functools
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ads import handlers, joined
-from pipelines.ads.schema import CONTENT, CONTROL, PERFORMANCE
+from pipelines.ads.schema import CONTENT, CONTROL, DIMENSIONS, PERFORMANCE
 from pipelines.indexing import facts
-from pipelines.indexing.spec import Documents, Family, Forward, IndexSpec, Inverted, State
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+from pipelines.indexing.spec import Documents, Family, Forward, IndexSpec, Inverted, State, Vector
 
 CONTROL_STREAM, CONTENT_STREAM = "ads_control", "ads_content"
 
 
-def control(rows: DataFrame, state: State) -> DataFrame:
-    """Joined rows as facts of the family ``control``; an ad that is gone is a tombstone."""
-    return _family(rows, CONTROL)
+def control(rows: Any, state: State) -> Any:
+    """Rows that name ads as facts of the family ``control``; an ad that is gone is a tombstone."""
+    return _family(rows, state, CONTROL)
 
 
-def content(rows: DataFrame, state: State) -> DataFrame:
-    """Joined rows as facts of the family ``content``; an ad that is gone is a tombstone."""
-    return _family(rows, CONTENT)
+def content(rows: Any, state: State) -> Any:
+    """Rows that name ads as facts of the family ``content``; an ad that is gone is a tombstone."""
+    return _family(rows, state, CONTENT)
 
 
-def performance(rows: DataFrame, state: State) -> DataFrame:
-    """Joined rows as facts of the family ``performance``; an ad that is gone is a tombstone."""
-    return _family(rows, PERFORMANCE)
+def performance(rows: Any, state: State) -> Any:
+    """Rows that name ads as facts of the family ``performance``; an ad that is gone is a tombstone."""
+    return _family(rows, state, PERFORMANCE)
 
 
-def _family(rows: DataFrame, family: str) -> DataFrame:
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    def made(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
-        for batch in batches:
-            yield from _made(family, pa.Table.from_batches([batch])).to_batches()
-
-    given = rows.select(*joined.arrow_schema(family).names)
-    documents = given.mapInArrow(made, from_arrow_schema(_schema(family)))
-    return facts.frame(
-        documents,
-        family=family,
-        identity=[joined.KEY],
-        key=joined.KEY,
-        version=[f"versions[{place}]" for place in range(len(joined.versions(family)))],
-        is_deleted="is_deleted",
-        content_hash="xxhash64(is_deleted, document)",
-        payload="document",
+def _family(rows: Any, state: State, family: str) -> Any:
+    found = state.look_up(joined.relation(family), rows).select(joined.arrow_schema(family).names)
+    return facts.mapped(
+        found, functools.partial(facts_of, family), facts.family_schema(family, _document(family))
     )
 
 
-def _schema(family: str) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field(joined.KEY, pa.string()),
-            pa.field("versions", pa.list_(pa.int64())),
-            pa.field("is_deleted", pa.bool_()),
-            pa.field("document", pa.struct(list(_document(family)))),
-        ]
-    )
-
-
-def _made(family: str, rows: pa.Table) -> pa.Table:
-    """Joined rows as their key, their versions, whether the ad is gone, and the document that handlers make."""
+def facts_of(family: str, rows: pa.Table) -> pa.Table:
+    """Joined rows as facts: the documents that handlers make, at the stands of what they are joined of; an ad that is
+    gone, or collected, is a tombstone."""
     given = rows.cast(joined.arrow_schema(family))
-    flat = given.flatten()
-    stands = zip(*(flat.column(name).to_pylist() for name in joined.versions(family)), strict=True)
-    columns = {
-        joined.KEY: flat.column(joined.KEY),
-        "versions": list(stands),
-        "is_deleted": pc.invert(flat.column("ads.is_there")),
-        "document": handlers.run(family, given).to_struct_array(),
-    }
-    return pa.table(columns, schema=_schema(family))
+    flat = given.combine_chunks().flatten()
+    column = {name: pa.concat_arrays(flat.column(name).chunks) for name in flat.column_names if flat.num_rows}
+    if not column:
+        return facts.family_schema(family, _document(family)).empty_table()
+    made = handlers.run(family, given).combine_chunks()
+    is_deleted = pc.invert(column["ads.is_there"])
+    if family == CONTROL:
+        is_deleted = pc.or_(is_deleted, pa.concat_arrays(made.column("is_collected").chunks))
+    return facts.documents(
+        family=family,
+        key=column[joined.KEY],
+        version=[column[name] for name in joined.versions(family)],
+        is_deleted=is_deleted,
+        payload=pa.concat_arrays(made.to_struct_array().chunks),
+    )
 
 
 def _document(family: str) -> pa.Schema:
@@ -91,9 +70,9 @@ def _document(family: str) -> pa.Schema:
 ADS = IndexSpec(
     name="ads",
     families=(
-        Family(CONTROL, _document(CONTROL), CONTROL_STREAM, control),
-        Family(CONTENT, _document(CONTENT), CONTENT_STREAM, content),
-        Family(PERFORMANCE, _document(PERFORMANCE), CONTENT_STREAM, performance),
+        Family(CONTROL, _document(CONTROL), CONTROL_STREAM, control, takes_arrow=True),
+        Family(CONTENT, _document(CONTENT), CONTENT_STREAM, content, takes_arrow=True),
+        Family(PERFORMANCE, _document(PERFORMANCE), CONTENT_STREAM, performance, takes_arrow=True),
     ),
     read=Documents(presence=CONTROL),
     access=(
@@ -101,10 +80,14 @@ ADS = IndexSpec(
         Inverted("excluded", CONTROL, "excluded_terms"),
         Inverted("servable", CONTROL, "is_servable"),
         Inverted("text", CONTENT, "text_terms"),
+        Inverted("category", CONTENT, "category"),
+        Inverted("ad_group", CONTROL, "ad_group_id"),
         Inverted("campaign", CONTROL, "campaign_id"),
         Inverted("advertiser", CONTROL, "advertiser_id"),
+        Vector("visual", CONTENT, "visual_embedding", DIMENSIONS, is_scanned=True),
         Forward(CONTROL, ("effective_bid_usd_micros", "starts_at_ms", "ends_at_ms", "balance_usd_micros")),
-        Forward(CONTENT, ("quality_score", "is_available")),
+        Forward(CONTROL, ("effective_daily_budget_usd_micros", "lifetime_budget_usd_micros")),
+        Forward(CONTENT, ("has_pin", "has_image", "is_available", "quality_score")),
         Forward(PERFORMANCE, ("click_rate_7d", "hide_rate_7d")),
     ),
 )

@@ -7,7 +7,8 @@ derived of it. Does not belong here: reading the rows (the repository, or its du
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ ARROW = {
     schema.TERMS: pa.list_(pa.string()),
     schema.TIME: pa.int64(),
     schema.ID: pa.string(),
+    schema.VECTOR: pa.list_(pa.float32()),
 }
 """The Arrow type of each type of a source column; times are ms since 1970."""
 
@@ -66,6 +68,11 @@ def name_of(table: str, column: str) -> str:
     return f"{table}.{column}"
 
 
+def relation(family: str) -> str:
+    """The name under which a transform looks a family's joined rows up: `ads.control`."""
+    return f"{ROOT}.{family}"
+
+
 def columns(family: str) -> list[tuple[Table, Column]]:
     """The source columns of a joined row; of an ad those of the family, and its references."""
     found = []
@@ -80,6 +87,7 @@ def columns(family: str) -> list[tuple[Table, Column]]:
     return found
 
 
+@functools.cache
 def arrow_schema(family: str) -> pa.Schema:
     """The columns of a family's joined rows: the ad's key, and a struct for each table.
 
@@ -117,14 +125,17 @@ def versions(family: str) -> list[str]:
     return [name_of(given.table, "stand") for given in INPUTS[family]]
 
 
-def changed_by(family: str, table: str) -> Sequence[Input]:
-    """The way back from a table to the ads that are joined of it: the table itself first, the ad last.
+@functools.cache
+def changed_by(family: str, table: str) -> tuple[tuple[str, str], ...]:
+    """The way back from a row of a table to the ads that are joined of it: at each step a table, and its column that
+    names the row before; of an ad itself there is none.
 
     Raises:
         KeyError: The family is not joined of it.
     """
     by_table = {given.table: given for given in INPUTS[family]}
-    way = [by_table[table]]
-    while (reference := way[-1].by) is not None:
-        way.append(by_table[reference[0]])
-    return way
+    way, reference = [], by_table[table].by
+    while reference is not None:
+        way.append(reference)
+        reference = by_table[reference[0]].by
+    return tuple(way)

@@ -10,7 +10,7 @@ many documents, as that of a shared pin, goes to a topic of its own, so that sma
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from pipelines.ads import enrichment, handlers, repository
 from pipelines.ads.repository import Change, Repository
 from pipelines.ads.schema import CONTENT, CONTROL, PERFORMANCE
+from pipelines.contracts import ads_keys
 from pipelines.ingest.producer import Producer
 
 SUBSCRIBER = "enrichment"
@@ -37,8 +38,8 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route((CONTROL,), "ads-control", "ads-control-backfill"),
-    Route((CONTENT, PERFORMANCE), "ads-content", "ads-content-backfill"),
+    Route((CONTROL,), ads_keys.CONTROL, ads_keys.CONTROL_BACKFILL),
+    Route((CONTENT, PERFORMANCE), ads_keys.CONTENT, ads_keys.CONTENT_BACKFILL),
 )
 """Control waits for nothing else: its stream is its own."""
 
@@ -50,10 +51,11 @@ COLUMNS = frozenset(
 
 
 class Published(NamedTuple):
-    """Up to which change it went, and how many keys were sent to each topic."""
+    """Up to which change it went, how many keys were sent to each topic, and the changes that they are of."""
 
     seq: int
     keys: dict[str, int]
+    changes: list[Change]
 
 
 def subscribe(store: Repository) -> None:
@@ -62,7 +64,7 @@ def subscribe(store: Repository) -> None:
         repository.subscribe(connection, SUBSCRIBER)
 
 
-def publish(store: Repository, producer: Producer, limit: int = 10_000) -> Published:
+def publish(store: Repository, producer: Producer, limit: int = repository.CHANGES_AT_ONCE) -> Published:
     """Send the keys that the next changes concern, then acknowledge the changes.
 
     Args:
@@ -79,25 +81,44 @@ def publish(store: Repository, producer: Producer, limit: int = 10_000) -> Publi
     with store.reading() as connection:
         changes, last = repository.changes_for(connection, SUBSCRIBER, COLUMNS, limit)
         sent = dict.fromkeys(TOPICS, 0)
+        large: list[tuple[Route, Change]] = []
         for route in ROUTES:
-            few: dict[str, Change] = {}
-            for change in changes:
-                concerned = _concerned(connection, route, change)
-                first = list(itertools.islice(concerned, MOST_AT_ONCE + 1))
-                if len(first) <= MOST_AT_ONCE:
-                    for key in first:
-                        few.setdefault(key, change)
-                else:
-                    many = ((key, change) for key in itertools.chain(first, concerned))
-                    sent[route.backfill_topic] += _send(producer, route.backfill_topic, many)
-            sent[route.topic] += _send(producer, route.topic, few.items())
-    with store.writing() as connection:
-        repository.acknowledge(connection, SUBSCRIBER, last)
-    return Published(last, sent)
+            few, of_many = _sorted_out(connection, route, changes)
+            sent[route.topic] += send(producer, route.topic, few.items())
+            large += [(route, change) for change in of_many]
+        for route, change in large:  # after all that is small
+            many = ((key, change) for key in _concerned(connection, route, change))
+            sent[route.backfill_topic] += send(producer, route.backfill_topic, many)
+        seen = repository.seen(connection, SUBSCRIBER)
+    if last > seen:
+        with store.writing() as connection:
+            repository.acknowledge(connection, SUBSCRIBER, last)
+    return Published(last, sent, changes)
+
+
+def _sorted_out(
+    connection: Connection, route: Route, changes: Sequence[Change]
+) -> tuple[dict[str, Change], list[Change]]:
+    """The keys that changes concern which concern few, and the others: of a row that changed again the first."""
+    few: dict[str, Change] = {}
+    large: dict[tuple[str, str], Change] = {}
+    of_families = [
+        enrichment.fan_outs(connection, family, changes, MOST_AT_ONCE + 1) for family in route.families
+    ]
+    for change, *found in zip(changes, *of_families, strict=True):
+        row = change.table, change.key
+        if row in large:
+            continue
+        keys = dict.fromkeys(itertools.chain(*found))
+        if len(keys) > MOST_AT_ONCE:
+            large[row] = change
+        else:
+            few |= {key: few.get(key, change) for key in keys}
+    return few, list(large.values())
 
 
 def _concerned(connection: Connection, route: Route, change: Change) -> Iterator[str]:
-    """The keys of the documents, each once, as long as it stays with few."""
+    """The keys of the documents, each once, as they are read."""
     seen: set[str] = set()
     for family in route.families:
         for key in enrichment.fan_out(connection, family, change):
@@ -106,7 +127,12 @@ def _concerned(connection: Connection, route: Route, change: Change) -> Iterator
                 yield key
 
 
-def _send(producer: Producer, topic: str, keys: Iterable[tuple[str, Change]]) -> int:
+def send(producer: Producer, topic: str, keys: Iterable[tuple[str, Change | None]]) -> int:
+    """Send keys, each with the change that concerns its document (None: a refresh), and say how many they were.
+
+    Raises:
+        NotDelivered: The broker did not take them.
+    """
     sent, left = 0, iter(keys)
     while part := list(itertools.islice(left, _SENT_AT_ONCE)):
         producer.send(topic, [(key.encode(), orjson.dumps(_record(key, change))) for key, change in part])
@@ -114,11 +140,11 @@ def _send(producer: Producer, topic: str, keys: Iterable[tuple[str, Change]]) ->
     return sent
 
 
-def _record(key: str, change: Change) -> Mapping[str, Any]:
+def _record(key: str, change: Change | None) -> Mapping[str, Any]:
     """A key, and when what changed was said and written, by which its freshness is told."""
     return {
         "ad_id": key,
-        "seq": change.seq,
-        "event_time_ms": change.event_time_ms,
-        "committed_at_ms": change.committed_at_ms,
+        "seq": change and change.seq,
+        "event_time_ms": change and change.event_time_ms,
+        "committed_at_ms": change and change.committed_at_ms,
     }

@@ -10,12 +10,14 @@ versions, because a row that forgot them would depend on the order in which its 
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
 
-from pipelines.ads.schema import Table
+from pipelines.ads.schema import TABLES, Table
 
 
 class Row(NamedTuple):
@@ -31,6 +33,8 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
     deleted_version: int
 
+
+_ZEROS = itertools.repeat(0)
 
 EMPTY = Row({}, {}, 0)
 """A row of which nothing has been said."""
@@ -55,10 +59,10 @@ def with_deletion(row: Row, version: int) -> Row:
     return row._replace(deleted_version=version) if version > row.deleted_version else row
 
 
-def visible(row: Row) -> dict[str, Any]:
-    """The value of each column that was ever named; None where it is void."""
+def visible(row: Row) -> Mapping[str, Any]:
+    """The value of each column that was ever named; None where it is void. Nobody may change it."""
     if row.deleted_version == 0:
-        return dict(row.values)
+        return row.values
     return {column: value(row, column) for column in row.values}
 
 
@@ -67,19 +71,42 @@ def value(row: Row, column: str) -> Any:
     return row.values.get(column) if row.versions.get(column, 0) > row.deleted_version else None
 
 
-def is_there(row: Row) -> bool:
-    """Whether a column is above the row's deletion."""
-    return any(version > row.deleted_version for version in row.versions.values())
+def is_there(row: Row, table: Table) -> bool:
+    """Whether a column of the table's own family that a source has is above the row's deletion."""
+    return max(map(row.versions.get, _makers(table.name), _ZEROS)) > row.deleted_version
 
 
 def stand(row: Row, table: Table, family: str) -> int:
     """The version of a column family: the sum of its columns' versions and the deletion's.
 
     Every change of the family's visible columns raises it, also a late one, which the greatest version would not show.
-    Columns that the table does not declare are of no family.
+    So does every change of whether the row is there: the columns of the table's own family are part of each family's
+    stand. Columns that the table does not declare are of no family.
     """
-    declared = (row.versions.get(column.name, 0) for column in table.of_family(family))
-    return row.deleted_version + sum(declared)
+    return row.deleted_version + sum(map(row.versions.get, _columns(table.name, family), _ZEROS))
+
+
+@functools.cache
+def _columns(table_name: str, family: str) -> tuple[str, ...]:
+    """The names of the columns that are part of a family's stand."""
+    table = TABLES[table_name]
+    return tuple(column.name for column in table.columns if column.family in (table.family, family))
+
+
+@functools.cache
+def _makers(table_name: str) -> tuple[str, ...]:
+    """The names of the columns that make a row."""
+    table = TABLES[table_name]
+    return tuple(column.name for column in table.sourced if column.family == table.family)
+
+
+def stripped(row: Row) -> Row:
+    """The row without the values of its void columns. Their versions stay: by them older records stay dead."""
+    values = {
+        column: value if row.versions[column] > row.deleted_version else None
+        for column, value in row.values.items()
+    }
+    return row._replace(values=values)
 
 
 def changed(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:

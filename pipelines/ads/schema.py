@@ -9,6 +9,8 @@ A table may have more columns than are declared: they flow, are stored, and are 
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -22,8 +24,10 @@ MAX_TIME_MS = 4_133_980_800_000  # the end of 2100
 MAX_TEXT_BYTES = 4_096
 MAX_TERM_BYTES = 256
 MAX_TERMS = 1_000
+DIMENSIONS = 32
+"""Of an image's embedding."""
 
-INTEGER, NUMBER, BOOLEAN, TEXT, TERMS, TIME, ID = (
+INTEGER, NUMBER, BOOLEAN, TEXT, TERMS, TIME, ID, VECTOR = (
     "integer",
     "number",
     "boolean",
@@ -31,8 +35,10 @@ INTEGER, NUMBER, BOOLEAN, TEXT, TERMS, TIME, ID = (
     "terms",
     "time",
     "id",
+    "vector",
 )
-"""The types: `terms` is a list of texts, `time` is ms since 1970 (ISO 8601 is taken, too), `id` names another row."""
+"""The types: `terms` is a list of texts, `time` is ms since 1970 (ISO 8601 is taken, too), `id` names another row,
+`vector` is a list of `DIMENSIONS` numbers."""
 
 
 class Column(NamedTuple):
@@ -44,8 +50,9 @@ class Column(NamedTuple):
         doc: What it says.
         family: The column family that it belongs to.
         choices: The texts that it may be; empty: any.
-        least: Of a number.
-        most: Of a number.
+        least: Of a number, and of each number of a vector.
+        most: Of a number, and of each number of a vector.
+        is_own: Whether Tidemark itself keeps it: no source has it, and it makes no row.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Column(NamedTuple):
     choices: tuple[str, ...] = ()
     least: float = 0
     most: float = MAX_COUNT
+    is_own: bool = False
 
 
 class Reference(NamedTuple):
@@ -71,6 +79,16 @@ class Table(NamedTuple):
     key: str
     columns: tuple[Column, ...]
     references: tuple[Reference, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """The family whose columns say that a row is there: what has been measured of an ad does not make one."""
+        return self.columns[0].family
+
+    @property
+    def sourced(self) -> tuple[Column, ...]:
+        """The columns that a source has."""
+        return tuple(column for column in self.columns if not column.is_own)
 
     def column(self, name: str) -> Column | None:
         """The declared column of that name."""
@@ -198,6 +216,7 @@ ADS = Table(
         Column("bid_multiplier", NUMBER, "by what its ad group's bid is multiplied", most=100.0),
         Column("is_removable", BOOLEAN, "whether a user may hide it"),
         _time("created_at", "when it was made"),
+        _time("collected_at", "when garbage collection took it out")._replace(is_own=True),
         *(
             Column(f"{what}_{days}d", INTEGER, f"{what} of the last {days} days", PERFORMANCE)
             for what in ("impressions", "clicks", "saves", "closeups", "hides", "conversions")
@@ -249,6 +268,9 @@ IMAGES = Table(
         _share("safety", "how sure it is that everybody may see it", CONTENT),
         _share("aesthetics", "how pleasing it is", CONTENT),
         Column("is_animated", BOOLEAN, "whether it moves", CONTENT),
+        Column(
+            "visual_embedding", VECTOR, "near those of images that look alike", CONTENT, least=-1e3, most=1e3
+        ),
     ),
 )
 
@@ -256,6 +278,20 @@ TABLES: dict[str, Table] = {
     table.name: table for table in (ADVERTISERS, CAMPAIGNS, AD_GROUPS, ADS, PINS, IMAGES)
 }
 """Every table by its name; a table comes after those that refer to none of it."""
+
+LIGHT: dict[str, tuple[str, ...]] = {
+    "advertisers": ("status", "balance_usd_micros"),
+    "campaigns": ("status", "daily_budget_usd_micros", "lifetime_budget_usd_micros"),
+    "ad_groups": ("status", "daily_budget_usd_micros"),
+    "ads": ("status",),
+}
+"""The columns whose changes are served ahead of the documents that they are part of: what stops or starts spending."""
+
+
+def light(table: str) -> tuple[Column, ...]:
+    """The columns of `LIGHT` of a table."""
+    return tuple(column for column in TABLES[table].columns if column.name in LIGHT.get(table, ()))
+
 
 WIDEST = max(len(table.columns) for table in TABLES.values())
 
@@ -277,6 +313,53 @@ def checked(column: Column, value: Any) -> Any:
     if value is None:
         return None
     return _CHECKS[column.type](column, value)
+
+
+def valid(column: Column, values: list[Any]) -> list[Any]:
+    """The values; null for one that is impossible: it came before its column was declared, and counts as never said."""
+    return values if are_kept(column, values) else [_valid(column, value) for value in values]
+
+
+def _valid(column: Column, value: Any) -> Any:
+    try:
+        return checked(column, value)
+    except Impossible:
+        return None
+
+
+def are_kept(column: Column, values: Sequence[Any]) -> bool:
+    """Whether `checked` gives every one of these values back as it is: told of the column as a whole, which is quicker.
+
+    False may also mean that it is too odd to tell.
+    """
+    wanted = _KINDS[column.type]
+    if column.type == VECTOR:
+        return all(value is None or _is_vector(column, value) for value in values)
+    items = values
+    if column.type == TERMS:
+        if {type(value) for value in values} - {list, type(None)}:
+            return False
+        items = [term for value in values if value for term in value]
+    if {type(value) for value in items} - {wanted, type(None)}:
+        return False
+    distinct = set(items)
+    if column.type == TERMS:
+        lists = [value for value in values if value]
+        if None in distinct or max(map(len, lists), default=0) > MAX_TERMS:
+            return False
+        if not all(all(map(operator.lt, value, value[1:])) for value in lists):
+            return False
+    distinct.discard(None)
+    if wanted in (int, float):
+        return all(column.least <= value <= column.most for value in distinct)
+    if wanted is bool:
+        return True
+    if column.choices:
+        return distinct <= set(column.choices)
+    most_bytes = {TERMS: MAX_TERM_BYTES, ID: 512}.get(column.type, MAX_TEXT_BYTES)
+    return not (column.type == ID and "" in distinct) and all(
+        4 * len(text) <= most_bytes and "\0" not in text for text in distinct
+    )
 
 
 def _number(column: Column, value: Any) -> Any:
@@ -329,6 +412,20 @@ def _terms(column: Column, value: Any) -> list[str]:
     return sorted({_text(column, term, MAX_TERM_BYTES) for term in value})
 
 
+def _is_vector(column: Column, value: Any) -> bool:
+    is_list = (
+        type(value) is list and len(value) == DIMENSIONS and {type(number) for number in value} == {float}
+    )
+    return is_list and column.least <= min(value) and max(value) <= column.most
+
+
+def _vector(column: Column, value: Any) -> list[float]:
+    if type(value) is not list or len(value) != DIMENSIONS:
+        raise Impossible(f"{_shown(value)} is not a list of {DIMENSIONS} numbers")
+    each = column._replace(type=NUMBER)
+    return [_number(each, number) for number in value]
+
+
 def _id(column: Column, value: Any) -> str:
     found = _text(column, value, 512)
     if not found:
@@ -341,6 +438,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+_KINDS = {
+    INTEGER: int,
+    NUMBER: float,
+    TIME: int,
+    BOOLEAN: bool,
+    TEXT: str,
+    TERMS: str,
+    ID: str,
+    VECTOR: float,
+}
 _CHECKS = {
     INTEGER: _number,
     NUMBER: _number,
@@ -349,4 +456,5 @@ _CHECKS = {
     TEXT: _text,
     TERMS: _terms,
     ID: _id,
+    VECTOR: _vector,
 }

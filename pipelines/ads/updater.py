@@ -30,6 +30,12 @@ from pipelines.ads.repository import TRANSACTIONS, WAITING, Change, Repository, 
 WAITS, REFUSED, DONE = "waits", "refused", "done"
 """The states of a transaction: not all of its records are there, one was refused, it is written."""
 
+_OF = WAITING.c.transaction_id
+_KNOWN = sa.select(TRANSACTIONS).where(repository.among(TRANSACTIONS.c.id))
+_ARRIVED = sa.select(_OF, sa.func.count()).where(repository.among(_OF)).group_by(_OF)
+_HELD_UPDATES = sa.select(WAITING).where(repository.among(_OF))
+_DROP_UPDATES = sa.delete(WAITING).where(repository.among(_OF))
+
 
 class Event(NamedTuple):
     """What a record says to the updater.
@@ -71,7 +77,17 @@ class _Transaction(NamedTuple):
 
 def events(rows: pa.Table) -> list[Event]:
     """Accepted rows of the contract of `ads-changes` as events."""
-    return [_event(row) for row in rows.to_pylist()]
+    return [event(row) for row in rows.to_pylist()]
+
+
+def event(row: Mapping[str, Any]) -> Event:
+    """An accepted row of the contract of `ads-changes`, as `contracts.decode` gives it, as an event."""
+    transaction = row["content_hash"], row["transaction_id"], row["transaction_count"]
+    if row["table"] is None:
+        return Event(None, *transaction)
+    values = None if row["is_deleted"] else orjson.loads(row["values"])
+    time_ms = None if row["event_time"] is None else round(row["event_time"].timestamp() * 1000)
+    return Event(Update(row["table"], row["key"], row["version"], values, time_ms), *transaction)
 
 
 def apply(
@@ -101,19 +117,19 @@ def write(
     """`apply` in a transaction of `Repository.writing`, for whoever writes more with it."""
     alone: list[Update] = []
     begun: dict[str, _Transaction] = {}
-    for event in given:
-        if event.transaction_id is not None:
-            _add(begun.setdefault(event.transaction_id, _Transaction({}, [], [], [])), event)
-        elif event.update is not None:
-            alone.append(event.update)
+    for one in given:
+        if one.transaction_id is not None:
+            _add(begun.setdefault(one.transaction_id, _Transaction({}, [], [], [])), one)
+        elif one.update is not None:
+            alone.append(one.update)
     changes = repository.write(connection, [*alone, *_ready(connection, begun)])
     if source is not None:
         repository.set_progress(connection, source, position)
     return changes
 
 
-def held(connection: Connection) -> list[Held]:
-    """The transactions that are not written, those seen first before the others."""
+def held(connection: Connection, among: Iterable[str] | None = None) -> list[Held]:
+    """The transactions (of these, where they are given) that are not written, those seen first before the others."""
     arrived = (
         sa.select(sa.func.count()).where(WAITING.c.transaction_id == TRANSACTIONS.c.id).scalar_subquery()
     )
@@ -121,7 +137,26 @@ def held(connection: Connection) -> list[Held]:
     found = sa.select(
         columns.id, columns.state, columns.expected, arrived, columns.detail, columns.seen_at_ms
     ).where(columns.state != DONE)
-    return [Held(*row) for row in connection.execute(found.order_by(columns.seen_at_ms, columns.id))]
+    if among is not None:
+        found = found.where(repository.among(columns.id))
+    keys = repository.listed(among or ())
+    return [Held(*row) for row in connection.execute(found.order_by(columns.seen_at_ms, columns.id), keys)]
+
+
+def held_about(connection: Connection, table: str, key: str) -> list[Held]:
+    """The transactions that are not written and have records about a row."""
+    of = sa.select(WAITING.c.transaction_id).where(WAITING.c.table_name == table, WAITING.c.key == key)
+    names = connection.execute(of.distinct()).scalars().all()
+    return held(connection, names) if names else []
+
+
+def held_by_state(connection: Connection) -> dict[str, int]:
+    """How many transactions are not written, by state."""
+    columns, states = TRANSACTIONS.c, dict.fromkeys((WAITS, REFUSED), 0)
+    found = sa.select(columns.state, sa.func.count()).where(columns.state != DONE).group_by(columns.state)
+    for state, count in connection.execute(found):
+        states[state] = count
+    return states
 
 
 def release(store: Repository, transaction_id: str) -> list[Change]:
@@ -139,15 +174,6 @@ def forget(connection: Connection, before_ms: int) -> int:
     """
     old = sa.delete(TRANSACTIONS).where(TRANSACTIONS.c.state == DONE, TRANSACTIONS.c.seen_at_ms < before_ms)
     return connection.execute(old).rowcount
-
-
-def _event(row: Mapping[str, Any]) -> Event:
-    transaction = row["content_hash"], row["transaction_id"], row["transaction_count"]
-    if row["table"] is None:
-        return Event(None, *transaction)
-    values = None if row["is_deleted"] else orjson.loads(row["values"])
-    time_ms = None if row["event_time"] is None else round(row["event_time"].timestamp() * 1000)
-    return Event(Update(row["table"], row["key"], row["version"], values, time_ms), *transaction)
 
 
 def _add(transaction: _Transaction, event: Event) -> None:
@@ -185,10 +211,10 @@ def _ready(connection: Connection, begun: dict[str, _Transaction]) -> list[Updat
 
 
 def _known(connection: Connection, names: Sequence[str]) -> dict[str, tuple[str, int | None]]:
-    columns = TRANSACTIONS.c
-    found = sa.select(columns.id, columns.state, columns.expected)
-    found = found.where(repository.among(connection, columns.id, names))
-    return {row.id: (row.state, row.expected) for row in connection.execute(found)}
+    if not names:
+        return {}
+    found = connection.execute(_KNOWN, repository.listed(names))
+    return {row.id: (row.state, row.expected) for row in found}
 
 
 def _whole(connection: Connection, counts: Mapping[str, int]) -> list[str]:
@@ -198,9 +224,8 @@ def _whole(connection: Connection, counts: Mapping[str, int]) -> list[str]:
     """
     if not counts:
         return []
-    of, arrived = WAITING.c.transaction_id, dict.fromkeys(counts, 0)
-    found = sa.select(of, sa.func.count()).where(repository.among(connection, of, counts)).group_by(of)
-    for name, number in connection.execute(found):
+    arrived = dict.fromkeys(counts, 0)
+    for name, number in connection.execute(_ARRIVED, repository.listed(counts)):
         arrived[name] = number
     return [name for name, count in counts.items() if arrived[name] >= count]
 
@@ -209,8 +234,7 @@ def _waiting(connection: Connection, names: Sequence[str]) -> dict[str, list[Upd
     found: dict[str, list[Update]] = {}
     if not names:
         return found
-    waiting = sa.select(WAITING).where(repository.among(connection, WAITING.c.transaction_id, names))
-    for row in connection.execute(waiting):
+    for row in connection.execute(_HELD_UPDATES, repository.listed(names)):
         said = orjson.loads(row.said)
         update = Update(row.table_name, row.key, row.version, said["values"], said["event_time_ms"])
         found.setdefault(row.transaction_id, []).append(update)
@@ -249,9 +273,7 @@ def _settle(connection: Connection, names: Sequence[str]) -> None:
     """These transactions are written: nothing of them waits any more."""
     if not names:
         return
-    connection.execute(
-        sa.delete(WAITING).where(repository.among(connection, WAITING.c.transaction_id, names))
-    )
+    connection.execute(_DROP_UPDATES, repository.listed(names))
     now_ms = time.time_ns() // 1_000_000
     written = [{"id": name, "state": DONE, "seen_at_ms": now_ms} for name in names]
     repository.put(connection, TRANSACTIONS, written, ("state", "seen_at_ms"))

@@ -7,7 +7,9 @@ of them (`pipelines.indexing` and the domains).
 
 from __future__ import annotations
 
+from pipelines.contracts.ads_budgets import ADS_BUDGETS
 from pipelines.contracts.ads_changes import ADS_CHANGES
+from pipelines.contracts.ads_keys import ADS_KEYS
 from pipelines.contracts.contract import (
     PROVENANCE,
     REASONS,
@@ -25,8 +27,13 @@ from pipelines.contracts.pin_updates import PIN_UPDATES
 from pipelines.contracts.user_interactions import ACTIONS, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
 
-CONTRACTS: dict[str, Contract] = {contract.topic: contract for contract in (USER_INTERACTIONS, PIN_UPDATES)}
-"""Every contract whose topic is archived, by its topic; `ADS_CHANGES` is not yet."""
+CONTRACTS: dict[str, Contract] = {
+    contract.topic: contract for contract in (USER_INTERACTIONS, PIN_UPDATES, ADS_CHANGES)
+}
+"""Every contract whose topic is archived, by its topic."""
+
+INTERNAL: dict[str, Contract] = {contract.topic: contract for contract in (*ADS_KEYS, ADS_BUDGETS)}
+"""The topics that Tidemark writes for itself, from what it has already: their records are not archived."""
 
 
 class UnknownTopic(TidemarkError):
@@ -39,7 +46,8 @@ def contract_of(topic: str) -> Contract:
     Raises:
         UnknownTopic: there is none; the message lists those that are.
     """
-    found = CONTRACTS.get(topic.replace("_", "-"))
+    name = topic.replace("_", "-")
+    found = CONTRACTS.get(name) or INTERNAL.get(name)
     if found is None:
         raise UnknownTopic(
             f"no contract is declared for the topic {topic!r}", remedy=f"use one of {', '.join(CONTRACTS)}"
@@ -49,8 +57,10 @@ def contract_of(topic: str) -> Contract:
 
 __all__ = [
     "ACTIONS",
+    "ADS_BUDGETS",
     "ADS_CHANGES",
     "CONTRACTS",
+    "INTERNAL",
     "PIN_UPDATES",
     "PROVENANCE",
     "REASONS",

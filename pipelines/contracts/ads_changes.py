@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from pipelines.ads.schema import TABLES, TIME, Impossible, Table, checked
+from pipelines.ads.schema import DIMENSIONS, TABLES, TIME, Impossible, Table, checked
 from pipelines.contracts.contract import (
     Contract,
     Record,
@@ -187,7 +187,7 @@ def _transaction(record: Record) -> tuple[str | None, int | None]:
 
 def _whole(table: Table, image: Record) -> Record:
     """The columns of a row that Debezium has captured, without those that it did not read."""
-    dropped = [column.name for column in table.columns if column.name not in image]
+    dropped = [column.name for column in table.sourced if column.name not in image]
     if dropped:
         raise Refused(
             "missing_field",
@@ -263,6 +263,7 @@ ADS_CHANGES = Contract(
                 "safety": 1.0,
                 "aesthetics": 0.7,
                 "is_animated": False,
+                "visual_embedding": [1.0] + [0.0] * (DIMENSIONS - 1),
             },
             "source": {"table": "images", "lsn": 24_023_128, "ts_ms": 1_600_000_000_000},
             "transaction": {"id": "571:24023200", "total_order": 1},

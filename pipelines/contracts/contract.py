@@ -132,6 +132,8 @@ class Contract:
         examples: Records that keep the contract.
         grows: The objects of a record whose unknown fields become columns; '' is the record itself.
         fields: The fields that were learned; see `extended`.
+        is_compacted: Whether Kafka keeps of each key the newest record, and no other for long, instead of all records
+            for some time.
     """
 
     topic: str
@@ -142,6 +144,7 @@ class Contract:
     examples: tuple[Mapping[str, Any], ...] = ()
     grows: tuple[str, ...] = ("",)
     fields: tuple[Field, ...] = ()
+    is_compacted: bool = False
 
     @property
     def name(self) -> str:

@@ -27,8 +27,9 @@ EXACT_ROWS = 20_000
 GRAPH_SHARE = 400
 """A graph is used only if fewer than one in so many of its rows is asked for."""
 GRAPH_LINKS, GRAPH_BREADTH = 16, 120
-DENSE_SHARE = 32
-"""A term that at least one in so many documents has is kept as bits, which are then no larger than its posting list."""
+DENSE_SHARE = 128
+"""A term that at least one in so many documents has is kept as bits once it was asked for: to mark the documents of its
+posting list one by one takes ten times as long, and the bits are at most four times as large."""
 FIRST_ROWS = 4096
 """An exact scan looks at so many of the longest vectors before it knows how long a vector must be."""
 ROUNDING = 1e-4
@@ -106,19 +107,22 @@ def _write_postings(
 def _write_vectors(
     path: Vector, folder: Path, values: pa.Array, starts_ends: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    ordinals = _ordinals(starts_ends, len(values))
-    is_given = pc.equal(pc.fill_null(pc.list_value_length(values), 0), path.dimensions).to_numpy(
-        zero_copy_only=False
-    )
-    ordinals, values = ordinals[is_given], values.filter(pa.array(is_given))
-    flat = pc.list_flatten(values).to_numpy(zero_copy_only=False)
-    given = flat.reshape(-1, path.dimensions).astype(np.float32)
+    given, is_given = vectors_of(values, path.dimensions)
+    ordinals = _ordinals(starts_ends, len(values))[is_given]
     order = np.lexsort((ordinals, -_lengths(given)))
     matrix = np.ascontiguousarray(given[order])
     column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), path.dimensions)
     write_columns(folder / f"vectors-{path.name}.arrow", {"ordinal": ordinals[order], "vector": column})
-    if len(matrix) > EXACT_ROWS:
+    if len(matrix) > EXACT_ROWS and not path.is_scanned:
         _write_graph(folder / f"graph-{path.name}.hnsw", matrix)
+
+
+def vectors_of(values: pa.Array, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a column that have these dimensions, float32[m, d], and which of its values they are, bool[n]."""
+    lengths = pc.fill_null(pc.list_value_length(values), 0)
+    is_given = pc.equal(lengths, dimensions).to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(values.filter(pa.array(is_given))).to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, dimensions).astype(np.float32), is_given
 
 
 def _lengths(matrix: np.ndarray) -> np.ndarray:
@@ -178,14 +182,15 @@ class Postings:
 
     def of(self, term: Any) -> np.ndarray:
         """The ordinals of the documents that have the term, ascending; uint32."""
-        at = self._find(term)
-        return self.ordinals[self.starts[at] : self.ends[at]] if at >= 0 else self.ordinals[:0]
+        for at in self._find([term]):
+            return self.ordinals[self.starts[at] : self.ends[at]]
+        return self.ordinals[:0]
 
     def any_of(self, terms: Collection[Any]) -> np.ndarray:
         """The documents that have at least one of the terms: a bit for each, packed as numpy packs them; read only."""
         found: np.ndarray | None = None
         few: list[np.ndarray] = []
-        for at in {self._find(term) for term in terms} - {-1}:
+        for at in self._find(terms):
             if (self.ends[at] - self.starts[at]) * DENSE_SHARE >= self._count:
                 bits = self._bits(at)
                 found = bits if found is None else found | bits
@@ -196,8 +201,11 @@ class Postings:
             found = rest if found is None else found | rest
         return found
 
-    def _find(self, term: Any) -> int:
-        return int(fact.find(self.hashes, fact.hash_keys([term_bytes(term)]))[0])
+    def _find(self, terms: Collection[Any]) -> list[int]:
+        """Where those of the terms stand that are there."""
+        at = fact.find(self.hashes, fact.hash_keys(map(term_bytes, terms)))
+        found: list[int] = at[at >= 0].tolist()
+        return found
 
     def _bits(self, at: int) -> np.ndarray:
         """A term that many documents have, as bits; kept."""

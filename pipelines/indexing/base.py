@@ -174,6 +174,11 @@ class RowsShard:
         """Whether the base was built with a column, and so with the access paths over it."""
         return f"payload.{column}" in self.rows[family]
 
+    def said(self, family: str, rows: np.ndarray) -> pa.StructArray:
+        """What rows of a family say, in all its columns."""
+        at, columns = pa.array(rows), self.payload[family]
+        return pa.StructArray.from_arrays([column.take(at) for column in columns.values()], list(columns))
+
     def payloads(self, family: str, rows: np.ndarray) -> list[dict[str, Any]]:
         """What rows of a family say, as plain values. Nobody may change them: they are kept for the next who asks."""
         kept, wanted = self._kept[family], rows.tolist()

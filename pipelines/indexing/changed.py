@@ -9,19 +9,21 @@ runs are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.indexing import facts as fact
 from pipelines.indexing.access import Filter, Vectors, term_bytes
-from pipelines.indexing.base import Base, RowsShard
+from pipelines.indexing.base import Base, Places, RowsShard
 from pipelines.indexing.facts import Hashes
 from pipelines.indexing.spec import Forward, IndexSpec, Inverted
 
-Document = Mapping[str, Mapping[str, Any]]
 Name = tuple[str, str]
 """A family and a column of it."""
 
@@ -32,52 +34,72 @@ class Terms(NamedTuple):
     hashes: Hashes
     row: np.ndarray
 
-    def of(self, field: str, term: Any) -> np.ndarray:
-        """The rows that have a term, int32."""
-        wanted = fact.hash_keys([_named(field, term)])
-        start = int(np.searchsorted(self.hashes.lookup, wanted.lookup[0], side="left"))
-        end = int(np.searchsorted(self.hashes.lookup, wanted.lookup[0], side="right"))
-        return self.row[start:end][self.hashes.check[start:end] == wanted.check[0]]
+    def any_of(self, field: str, terms: Collection[Any]) -> np.ndarray:
+        """The rows that have one of the terms, int32; a row may come several times."""
+        wanted = fact.hash_keys(_named(field, term) for term in terms)
+        starts = np.searchsorted(self.hashes.lookup, wanted.lookup, side="left")
+        ends = np.searchsorted(self.hashes.lookup, wanted.lookup, side="right")
+        found = [self.row[:0]]
+        for at in np.flatnonzero(ends > starts).tolist():
+            held = slice(starts[at], ends[at])
+            found.append(self.row[held][self.hashes.check[held] == wanted.check[at]])
+        return np.concatenate(found)
 
 
 def _named(field: str, term: Any) -> bytes:
     return field.encode() + b"\0" + term_bytes(term)
 
 
+Found = tuple[np.ndarray, np.ndarray]
+"""The vector of each of n documents, float32[n, d] (zeros where there is none), and whether there is one, bool[n]."""
+
+
 class Part:
-    """Changed documents: their keys, whether each is there, its terms, and its numbers (NaN where it says nothing)."""
+    """Changed documents: their keys, whether each is there, its terms, its numbers (NaN where it says nothing), and its
+    vectors by access path."""
 
     def __init__(
-        self, keys: Sequence[bytes], is_visible: np.ndarray, terms: Terms, numbers: Mapping[Name, np.ndarray]
+        self,
+        keys: Sequence[bytes],
+        hashed: Hashes,
+        is_visible: np.ndarray,
+        terms: Terms,
+        numbers: Mapping[Name, np.ndarray],
+        vectors: Mapping[str, Found],
     ) -> None:
         self.keys = keys
+        self.hashed = hashed
         self.is_visible = is_visible
         self.terms = terms
         self.numbers = numbers
-        hashed = fact.hash_keys(keys)
         self._order = np.argsort(hashed.lookup, kind="stable")
-        self._hashes = hashed.take(self._order)
-        self.vectors: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of the base alone: read once
+        self._sorted = hashed.take(self._order)
+        self.vectors = dict(vectors)  # those of base-only families are added when they are first asked for
+        self._places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def find(self, keys: Hashes) -> np.ndarray:
         """The rows of those keys that it has."""
-        at = fact.find(self._hashes, keys)
+        at = fact.find(self._sorted, keys)
         return self._order[at[at >= 0]]
+
+    def places(self, base: Base) -> np.ndarray:
+        """Where its keys stand in the base, which is always the same one; as in ``Places``."""
+        if self._places is None:
+            self._places = base.places(self.keys).at
+        return self._places
 
     def passing(self, wanted: Filter, is_alive: np.ndarray) -> np.ndarray:
         """The rows that pass, of those that are alive and there; int64."""
         passing = is_alive & self.is_visible
         for field, terms in wanted.clauses:
             has = np.zeros(len(self), bool)
-            for term in terms:
-                has[self.terms.of(field, term)] = True
+            has[self.terms.any_of(field, terms)] = True
             passing &= has
         for field, terms in wanted.refused:
-            for term in terms:
-                passing[self.terms.of(field, term)] = False
+            passing[self.terms.any_of(field, terms)] = False
         return np.flatnonzero(passing)
 
     def only(self, rows: np.ndarray) -> Part:
@@ -87,17 +109,30 @@ class Part:
         kept = np.flatnonzero(place[self.terms.row] >= 0)
         terms = Terms(self.terms.hashes.take(kept), place[self.terms.row[kept]])
         keys = [self.keys[row] for row in rows.tolist()]
-        return Part(
-            keys, self.is_visible[rows], terms, {name: held[rows] for name, held in self.numbers.items()}
-        )
+        numbers = {name: held[rows] for name, held in self.numbers.items()}
+        vectors = {name: (matrix[rows], has[rows]) for name, (matrix, has) in self.vectors.items()}
+        return Part(keys, self.hashed.take(rows), self.is_visible[rows], terms, numbers, vectors)
 
     def followed_by(self, other: Part) -> Part:
         """These, then the others'."""
-        hashes = Hashes(*map(np.concatenate, zip(self.terms.hashes, other.terms.hashes, strict=True)))
+        hashed = _concatenated(self.hashed, other.hashed)
+        hashes = _concatenated(self.terms.hashes, other.terms.hashes)
         row = np.concatenate([self.terms.row, other.terms.row + np.int32(len(self))])
         numbers = {name: np.concatenate([held, other.numbers[name]]) for name, held in self.numbers.items()}
         is_visible = np.concatenate([self.is_visible, other.is_visible])
-        return Part([*self.keys, *other.keys], is_visible, _sorted(hashes, row), numbers)
+        vectors = {
+            name: (
+                np.concatenate([held[0], other.vectors[name][0]]),
+                np.append(held[1], other.vectors[name][1]),
+            )
+            for name, held in self.vectors.items()
+            if name in other.vectors
+        }
+        return Part([*self.keys, *other.keys], hashed, is_visible, _sorted(hashes, row), numbers, vectors)
+
+
+def _concatenated(first: Hashes, second: Hashes) -> Hashes:
+    return Hashes(*map(np.concatenate, zip(first, second, strict=True)))
 
 
 def _sorted(hashes: Hashes, row: np.ndarray) -> Terms:
@@ -105,24 +140,55 @@ def _sorted(hashes: Hashes, row: np.ndarray) -> Terms:
     return Terms(hashes.take(order), row[order])
 
 
-def part(spec: IndexSpec, keys: Sequence[bytes], documents: Sequence[Document | None]) -> Part:
-    """Documents as they are now; None: there is none."""
-    fields = [path for path in spec.access if isinstance(path, Inverted)]
-    rows, terms = [], []
-    for row, document in enumerate(documents):
-        for path in fields:
-            for term in _values(document, path):
-                rows.append(row)
-                terms.append(_named(path.name, term))
-    numbers = {name: _numbers(documents, *name) for name in number_columns(spec)}
-    is_visible = np.array([document is not None for document in documents], bool)
-    return Part(list(keys), is_visible, _sorted(fact.hash_keys(terms), np.array(rows, np.int32)), numbers)
+def part(
+    spec: IndexSpec,
+    keys: Sequence[bytes],
+    hashed: Hashes,
+    is_visible: np.ndarray,
+    values: Mapping[Name, pa.Array],
+    vectors: Mapping[str, Found],
+) -> Part:
+    """Documents as they are now.
+
+    Args:
+        spec: The index.
+        keys: The documents'.
+        hashed: Their hashes.
+        is_visible: Which are there.
+        values: What each says in the columns of ``columns``, null where nothing.
+        vectors: By access path, of families that a stream feeds.
+    """
+    rows, hashes = [np.empty(0, np.int32)], [fact.hash_keys(())]
+    for path in spec.access:
+        if isinstance(path, Inverted):
+            row, terms = _terms(values[path.family, path.column])
+            encoded = terms.dictionary_encode()  # most documents have terms that others have
+            named = fact.hash_keys(_named(path.name, term) for term in encoded.dictionary.to_pylist())
+            rows.append(row)
+            hashes.append(named.take(encoded.indices.to_numpy()))
+    terms_of = _sorted(functools.reduce(_concatenated, hashes), np.concatenate(rows))
+    numbers = {name: _numbers(values[name]) for name in number_columns(spec)}
+    return Part(list(keys), hashed, is_visible, terms_of, numbers, vectors)
 
 
-def _values(document: Document | None, path: Inverted) -> set[Any]:
-    value = (document or {}).get(path.family, {}).get(path.column)
-    values = value if isinstance(value, list) else [value]
-    return {v for v in values if v is not None}
+def columns(spec: IndexSpec) -> dict[str, tuple[str, ...]]:
+    """The columns of each family that documents are found or scored by."""
+    found: dict[str, dict[str, None]] = {}
+    for path in spec.access:
+        if isinstance(path, Inverted):
+            found.setdefault(path.family, {})[path.column] = None
+    for family, column in number_columns(spec):
+        found.setdefault(family, {})[column] = None
+    return {family: tuple(names) for family, names in found.items()}
+
+
+def _terms(values: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Each term that is not null, after the row that has it."""
+    row = np.arange(len(values), dtype=np.int32)
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        row, values = row[pc.list_parent_indices(values).to_numpy()], pc.list_flatten(values)
+    is_said = values.is_valid()
+    return row[is_said.to_numpy(zero_copy_only=False)], values.filter(is_said)
 
 
 def number_columns(spec: IndexSpec) -> list[Name]:
@@ -136,24 +202,22 @@ def number_columns(spec: IndexSpec) -> list[Name]:
 
 
 def _is_number(kind: Any) -> bool:
-    import pyarrow as pa
-
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
-def _numbers(documents: Sequence[Document | None], family: str, column: str) -> np.ndarray:
-    values = [(document or {}).get(family, {}).get(column) for document in documents]
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+def _numbers(values: pa.Array) -> np.ndarray:
+    found = pc.fill_null(values.cast(pa.float64(), safe=False), np.nan)
+    return np.array(found.to_numpy(zero_copy_only=False), np.float64)
+
+
+Parts = tuple[tuple[Part, np.ndarray], ...]
+"""Parts, oldest first, with which of their rows are not superseded by a newer part."""
 
 
 class Changed:
-    """All changed documents: parts, oldest first, with which of their rows are not superseded by a newer part."""
+    """All changed documents, and which documents of the base these are."""
 
-    def __init__(
-        self,
-        parts: tuple[tuple[Part, np.ndarray], ...] = (),
-        masks: Mapping[int, np.ndarray] | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts = (), masks: Mapping[int, np.ndarray] | None = None) -> None:
         self._parts = parts
         self._masks = masks or {}
         self._hidden: dict[tuple[str, int], np.ndarray] = {}
@@ -184,18 +248,51 @@ class Changed:
 
     def with_part(self, base: Base, new: Part) -> Changed:
         """A copy that knows the documents of a part as they are there."""
+        return Changed(with_part(self._parts, new), self._masked(base, new.places(base)))
+
+    def under(self, base: Base, above: Parts) -> Changed:
+        """A copy in which the documents of other parts stand as they are there; these stay apart, so nothing is merged
+        again each time."""
+        parts, places = self._parts, [np.empty(0, np.int64)]
+        for part, is_alive in above:
+            parts = without(parts, part.hashed.take(np.flatnonzero(is_alive)))
+            places.append(part.places(base)[is_alive])
+        return Changed((*parts, *above), self._masked(base, np.concatenate(places)))
+
+    def _masked(self, base: Base, places: np.ndarray) -> dict[int, np.ndarray]:
         masks = dict(self._masks)
-        for shard, _, ordinals in base.place(list(new.keys)):
+        for shard, _, ordinals in base.place(Places((), places)):
             masks[id(shard)] = self.of(shard).copy()
             masks[id(shard)][ordinals] = True
-        hashed = fact.hash_keys(new.keys)
-        parts = [(held, _without(is_alive, held.find(hashed))) for held, is_alive in self._parts]
-        parts.append((new, np.ones(len(new), bool)))
-        while len(parts) >= 2 and 2 * len(parts[-1][0]) >= len(parts[-2][0]):
-            (newer, newer_alive), (older, older_alive) = parts.pop(), parts.pop()
-            merged = _alive(older, older_alive).followed_by(_alive(newer, newer_alive))
-            parts.append((merged, np.ones(len(merged), bool)))
-        return Changed(tuple(parts), masks)
+        return masks
+
+
+def with_part(parts: Parts, new: Part) -> Parts:
+    """These and a newer one."""
+    stacked = [*without(parts, new.hashed), _whole(new)]
+    while len(stacked) >= 2 and 2 * len(stacked[-1][0]) >= len(stacked[-2][0]):
+        (newer, newer_alive), (older, older_alive) = stacked.pop(), stacked.pop()
+        merged = _alive(older, older_alive).followed_by(_alive(newer, newer_alive))
+        stacked.append(_whole(merged))
+    return tuple(stacked)
+
+
+def without(parts: Parts, keys: Hashes) -> Parts:
+    """The same parts, but the documents of these keys are superseded."""
+    return tuple((held, _without(is_alive, held.find(keys))) for held, is_alive in parts)
+
+
+def pruned(parts: Parts) -> Parts:
+    """The same documents in parts of which at least half is not superseded."""
+    return tuple(
+        (held, is_alive) if 2 * is_alive.sum() >= len(held) else _whole(_alive(held, is_alive))
+        for held, is_alive in parts
+        if is_alive.any()
+    )
+
+
+def _whole(held: Part) -> tuple[Part, np.ndarray]:
+    return held, np.ones(len(held), bool)
 
 
 def _without(is_alive: np.ndarray, rows: np.ndarray) -> np.ndarray:

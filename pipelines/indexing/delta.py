@@ -15,7 +15,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ from pipelines.errors import TidemarkError
 from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.files import replace_text
-from pipelines.indexing.position import Position
+from pipelines.indexing.freshness import Ages, read_ages
+from pipelines.indexing.position import Position, ranges
 from pipelines.indexing.spec import IndexSpec
 from pipelines.tracing import Ranges
 
@@ -58,7 +59,8 @@ class Marker(NamedTuple):
     """What an epoch says of itself, in a row of its own: where it read, what it found, when.
 
     ``start`` and ``end`` name the partitions that had records, as [start, end). Times are ms since 1970; those of an
-    epoch without records are None.
+    epoch without records are None. ``ages`` are those of its documents, live and backfill apart, where the stream
+    declares its stages.
     """
 
     stream: str
@@ -75,6 +77,7 @@ class Marker(NamedTuple):
     started_at_ms: int | None = None
     decoded_at_ms: int | None = None
     transformed_at_ms: int | None = None
+    ages: Mapping[str, Ages] | None = None
 
     @property
     def name(self) -> str:
@@ -84,27 +87,34 @@ class Marker(NamedTuple):
     @property
     def places(self) -> Ranges:
         """The records that it read."""
-        return {
-            topic: {str(p): [(self.start.topics.get(topic, {}).get(p, 0), end)] for p, end in ends.items()}
-            for topic, ends in self.end.topics.items()
-        }
+        return ranges(self.start, self.end)
 
     def to_text(self) -> str:
         """One line of JSON; ``read_marker`` reads it."""
         fields = self._asdict() | {"start": self.start.to_json(), "end": self.end.to_json()}
+        ages = fields.pop("ages")
+        if ages:
+            fields["ages"] = {kind: said.to_json() for kind, said in ages.items()}
         return json.dumps(fields, separators=(",", ":"))
 
 
 class Epoch(NamedTuple):
-    """An epoch as it was committed: its marker and its facts (``facts.schema``)."""
+    """An epoch as it was committed: its marker and its facts (``facts.schema``).
+
+    ``committed_at_ms`` is when its file was written, just before the commit; None once it lies in a file with others.
+    """
 
     marker: Marker
     facts: pa.Table
+    committed_at_ms: int | None = None
 
 
-def read_marker(text: str) -> Marker:
-    """Read ``Marker.to_text``."""
+def read_marker(text: str, *, with_ages: bool = False) -> Marker:
+    """Read ``Marker.to_text``. Ages are most of it: who reads the markers of days does without."""
     fields = json.loads(text)
+    ages = fields.pop("ages", None)
+    if ages and with_ages:
+        fields["ages"] = {kind: read_ages(said) for kind, said in ages.items()}
     start, end = positions.from_json(fields.pop("start")), positions.from_json(fields.pop("end"))
     return Marker(start=start, end=end, **fields)
 
@@ -442,14 +452,16 @@ def epochs_in(spec: IndexSpec, file: Path) -> list[Epoch]:
     table = pq.ParquetFile(file).read()
     families = pa.array([family.name for family in spec.families])
     rows = table.filter(pc.is_in(table.column("family"), families))  # an older lineage may have had others
-    marked = [read_marker(text) for text in table.column("marker").drop_null().to_pylist()]
+    texts = table.column("marker").drop_null().to_pylist()
+    marked = [read_marker(text, with_ages=True) for text in texts]
+    written_at_ms = file.stat().st_mtime_ns // 1_000_000 if len(marked) == 1 else None
     parts = _by_epoch(rows) if len(marked) > 1 else {}
     epochs = []
     for marker in marked:
         this = (marker.stream, marker.incarnation, marker.epoch)
         mine = parts.get(this, rows.slice(0, 0)) if len(marked) > 1 else rows
         facts = fact.conform(mine.drop_columns([f.name for f in EPOCH_FIELDS]), spec)
-        epochs.append(Epoch(marker, facts))
+        epochs.append(Epoch(marker, facts, written_at_ms))
     return epochs
 
 

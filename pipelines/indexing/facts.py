@@ -7,7 +7,7 @@ column ``payload_<family>`` for each family of the index (docs/adr/0001). Mergin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -237,6 +237,130 @@ def frame(
         "amounts",
         payload_name,
     )
+
+
+def mapped(rows: Any, make: Callable[[pa.Table], pa.Table], made: pa.Schema) -> Any:
+    """What a pure function makes of rows: of an Arrow table here and now, of a DataFrame in Spark's workers.
+
+    Args:
+        rows: An Arrow table or a DataFrame.
+        make: From any number of the rows to a table of the schema ``made``.
+        made: Its columns.
+    """
+    if isinstance(rows, pa.Table):
+        return make(rows)
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        for batch in batches:
+            yield from make(pa.Table.from_batches([batch])).to_batches()
+
+    return rows.mapInArrow(run, from_arrow_schema(made))
+
+
+def family_schema(family: str, payload: pa.Schema) -> pa.Schema:
+    """The columns of the facts of one family."""
+    return pa.schema([*FACT_FIELDS, pa.field(payload_column(family), pa.struct(list(payload)))])
+
+
+def documents(
+    *,
+    family: str,
+    key: pa.Array,
+    version: Sequence[pa.Array],
+    is_deleted: pa.Array,
+    payload: pa.StructArray,
+    content_hash: pa.Array | None = None,
+) -> pa.Table:
+    """Facts of one family of documents from whole columns: what a transform of Arrow tables ends with.
+
+    ``key`` is text or bytes and the identity, ``version`` one to four columns of integers, ``payload`` structs that are
+    left out of tombstones. Identities and their hashes agree with ``frame`` byte for byte. ``content_hash`` is the
+    payload's, where none is given.
+    """
+    count = len(key)
+    keys = key.cast(pa.binary()).to_pylist()
+    head = identity_bytes([family.encode(), b""])[:-4]
+    identities = [head + len(one).to_bytes(4, "big") + one for one in keys]
+    zeros = pa.array(np.zeros(count, np.int64))
+    padded = [*version, *[zeros] * (4 - len(version))]
+    columns = {
+        "identity": pa.array(identities, pa.binary()),
+        "identity_hash": pa.array([hash_bytes(one) for one in identities], pa.binary()),
+        "family": pa.array([family] * count, pa.string()),
+        **dict(zip(VERSION_COLUMNS, padded, strict=True)),
+        "is_deleted": is_deleted,
+        "content_hash": pa.array(content_hashes(payload)) if content_hash is None else content_hash,
+        "key": pa.array(keys, pa.binary()),
+        "key_hash": pa.array([hash_bytes(one) for one in keys], pa.binary()),
+        "id": pa.array([b""] * count, pa.binary()),
+        "time_ms": zeros,
+        "amounts": pa.array([[]] * count, pa.list_(pa.int64())),
+        payload_column(family): pc.if_else(is_deleted, pa.scalar(None, payload.type), payload),
+    }
+    return pa.table(columns, schema=family_schema(family, pa.schema(list(payload.type))))
+
+
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64's
+_NULL, _STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x9E3779B97F4A7C15)
+
+
+def content_hashes(values: pa.Array) -> np.ndarray:
+    """A hash of each value, int64[n], the same for the same value wherever it is computed; structs, lists and null too.
+
+    Columns are mixed as wholes with the finaliser of splitmix64 (Steele, Lea, Flood 2014); of a text or bytes the first
+    8 bytes of its SHA-256 count.
+    """
+    return _hashed_values(values).view(np.int64)
+
+
+def _hashed_values(values: pa.Array) -> np.ndarray:
+    kind = values.type
+    if pa.types.is_struct(kind):
+        found = np.zeros(len(values), np.uint64)
+        for part in values.flatten():
+            found = _mixed(found * _MIX[0] + _STEP + _hashed_values(part))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        found = _hashed_lists(values)
+    elif pa.types.is_null(kind):
+        found = np.zeros(len(values), np.uint64)
+    elif pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        found = _mixed(_bits(values))
+    else:
+        encoded = values.dictionary_encode()
+        texts = encoded.dictionary.cast(pa.binary()).to_pylist()
+        digests = b"".join(hashlib.sha256(text).digest()[:8] for text in texts)
+        by_text = np.append(np.frombuffer(digests, ">u8").astype(np.uint64), _NULL)
+        found = by_text[pc.fill_null(encoded.indices.cast(pa.int64()), len(texts)).to_numpy()]
+    is_null = pc.is_null(values).to_numpy(zero_copy_only=False)
+    return np.where(is_null, _NULL, found)
+
+
+def _bits(values: pa.Array) -> np.ndarray:
+    """The 64 bits of each number; 0.0 and -0.0 are one value."""
+    if pa.types.is_floating(values.type):
+        numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy() + 0.0
+        return np.ascontiguousarray(numbers).view(np.uint64)
+    return pc.fill_null(values.cast(pa.int64()), 0).to_numpy().view(np.uint64)
+
+
+def _hashed_lists(values: pa.ListArray) -> np.ndarray:
+    """Of each list: its length, and its items, each mixed with its place."""
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
+    items = _hashed_values(pc.list_flatten(values))
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(items)) - np.repeat(starts, lengths)
+    summed = np.concatenate([[0], np.cumsum(_mixed(items + place.astype(np.uint64) * _STEP))]).astype(
+        np.uint64
+    )
+    return _mixed(summed[starts + lengths] - summed[starts] + lengths.astype(np.uint64) * _MIX[1])
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    words = (words ^ (words >> np.uint64(30))) * _MIX[0]
+    words = (words ^ (words >> np.uint64(27))) * _MIX[1]
+    mixed: np.ndarray = words ^ (words >> np.uint64(31))
+    return mixed
 
 
 def _quoted(text: str) -> str:

@@ -7,7 +7,7 @@ Belongs here: which epochs are folded, in what portions, up to which bound. The 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.base import Base
 from pipelines.indexing.delta import Epoch, Marker, Tailer
+from pipelines.indexing.freshness import Arrival
 from pipelines.indexing.position import Position
 from pipelines.indexing.view import View, view
 
@@ -26,12 +27,21 @@ PORTION_FACTS = 50_000
 class Overlay:
     """Folds the epochs that are not wholly at or before the base's cut; ``view`` is always whole."""
 
-    def __init__(self, base: Base, path: Path | None, max_facts: int) -> None:
-        """``path``: the delta of the base's lineage; None: the base is served alone."""
+    def __init__(
+        self,
+        base: Base,
+        path: Path | None,
+        max_facts: int,
+        is_news: Callable[[Arrival], bool] = lambda _: False,
+    ) -> None:
+        """``path``: the delta of the base's lineage; None: the base is served alone.
+        ``is_news``: which epochs ``arrivals`` lists once they are read, those in the base too."""
         self.view: View = view(base)
         self.max_facts = max_facts
         self._tailer = Tailer(base.spec, path) if path else None
         self._last_epoch: str | None = None
+        self._is_news = is_news
+        self._arrivals: list[Arrival] = []
         self.folded: (
             list[Marker] | None
         ) = []  # by the last `advance`; None: more than one by one, to catch up
@@ -57,6 +67,11 @@ class Overlay:
     def head(self) -> int:
         """The newest version of the delta's log."""
         return self._tailer.head() if self._tailer else -1
+
+    def arrivals(self) -> list[Arrival]:
+        """The epochs that were news and were read since this was asked last."""
+        arrived, self._arrivals = self._arrivals, []
+        return arrived
 
     def catch_up(self) -> None:
         """Fold all that the delta has now."""
@@ -103,7 +118,12 @@ class Overlay:
 
     def _after_cut(self, epochs: Iterable[Epoch]) -> Iterator[Epoch]:
         cut = self.view.base.cut
-        return (epoch for epoch in epochs if not cut.covers(epoch.marker.end))
+        for epoch in epochs:
+            arrival = Arrival(epoch.marker, epoch.committed_at_ms)
+            if self._is_news(arrival):
+                self._arrivals.append(arrival)
+            if not cut.covers(epoch.marker.end):
+                yield epoch
 
     def _fold(self, epochs: list[Epoch], end: Position) -> None:
         facts = pa.concat_tables([epoch.facts for epoch in epochs])

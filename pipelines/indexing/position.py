@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.errors import TidemarkError
+from pipelines.tracing import Ranges
 
 MAX_TOKEN_CHARS = 16_384
 
@@ -132,6 +133,14 @@ def from_token(token: str) -> Position:
 def topic_name(topic_id: str) -> str:
     """The name in a topic id ``<name>@<Kafka's id>``."""
     return topic_id.rpartition("@")[0] or topic_id
+
+
+def ranges(start: Position, end: Position) -> Ranges:
+    """The records between two positions, as a log line says it."""
+    return {
+        topic: {str(p): [(start.topics.get(topic, {}).get(p, 0), last)] for p, last in ends.items()}
+        for topic, ends in end.topics.items()
+    }
 
 
 def merge_all(positions: Iterable[Position]) -> Position:

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines import failpoints
 from pipelines.errors import TidemarkError
 from pipelines.indexing import base as bases
 from pipelines.indexing import delta, lineages
 from pipelines.indexing.base import Base
+from pipelines.indexing.freshness import Meter
 from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.position import Position
 from pipelines.indexing.spec import IndexSpec, Vector, lineage
@@ -29,6 +30,51 @@ POLL_S = 0.1
 POINTER_POLL_S = 0.5
 """A thread that wakes takes the interpreter from what answers: polling every 20 ms made answers a third slower."""
 log = logging.getLogger(__name__)
+
+
+class Served(Protocol):
+    """One index as a process serves it. `Follower` is one; what serves an index otherwise stands over one.
+
+    Attributes:
+        topics: The names of the topics whose positions it answers for.
+        versions: The bases that there are.
+        meter: How fresh what it serves is.
+    """
+
+    topics: frozenset[str]
+    versions: Versions
+    meter: Meter
+
+    @property
+    def view(self) -> View:
+        """The view as of now. Take it once for an answer: the next call may give another."""
+
+    @property
+    def with_delta(self) -> bool:
+        """Whether the delta is served (not so after a roll back without it)."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has all that there was at the start."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the answer does not follow the streams."""
+
+    def start(self) -> None:
+        """Start following."""
+
+    def stop(self) -> None:
+        """Stop all threads and wait for them."""
+
+    def covers(self, position: Position) -> bool:
+        """Whether the view stands at or after a position, as far as it is about this index."""
+
+    def wait(self, position: Position, timeout_s: float) -> bool:
+        """Wait until the view covers a position; returns whether it does."""
+
+    def status(self) -> dict[str, Any]:
+        """What is served, and how fresh, as plain values."""
 
 
 class Follower:
@@ -43,8 +89,10 @@ class Follower:
         topics: frozenset[str],
         max_facts: int,
         replica: str = "default",
+        minutes: Path | None = None,
     ) -> None:
-        """``topics``: the names of the topics whose positions this index answers for."""
+        """``topics``: the names of the topics whose positions this index answers for.
+        ``minutes``: where it is written how fresh each minute was; None: nowhere."""
         self.spec = spec
         self.topics = topics
         self.versions = Versions(indices, spec.name)
@@ -52,6 +100,7 @@ class Follower:
         self._max_facts = max_facts
         self._replica = replica
         self._code_lineage = lineage(spec)
+        self.meter = Meter(spec.name, replica, minutes)
         self._overlay = self._opened(None, None)
         self._pointer: Pointer | None = None
         self._tried = 0  # the generation that was last prepared, with or without success
@@ -79,6 +128,7 @@ class Follower:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=30)
+        self.meter.close()
 
     @property
     def view(self) -> View:
@@ -149,7 +199,8 @@ class Follower:
         base = base or bases.empty(self.spec)
         of_lineage = base.manifest.lineage if base.manifest else self._code_lineage
         path = self._delta_path(of_lineage)
-        return Overlay(base, path if pointer is None or pointer.with_delta else None, self._max_facts)
+        has_delta = pointer is None or pointer.with_delta
+        return Overlay(base, path if has_delta else None, self._max_facts, self.meter.is_news)
 
     def _delta_path(self, of_lineage: str) -> Path:
         return delta.table_path(self._deltas, self.spec.name, of_lineage)
@@ -159,6 +210,7 @@ class Follower:
         while not self._stopping.is_set():
             try:
                 moved = self._overlay.advance()
+                self._measure(moved)
                 self._adopt()
                 if not self._is_ready and self._prepared is None and self._is_first_swap_done():
                     self._is_ready = self._overlay.log_version >= self._head_at_start or self._overlay.is_full
@@ -172,6 +224,14 @@ class Follower:
                 log.exception("following the delta of %s failed", self.spec.name)
                 self._error = str(error)
                 self._stopping.wait(1.0)
+
+    def _measure(self, moved: bool) -> None:
+        """How fresh what is served is, where more is than before: a fold moved it, or the swap before this."""
+        arrivals = self._overlay.arrivals()
+        if moved or arrivals:
+            self.meter.served(arrivals, self.view.position)
+        else:
+            self.meter.turn()
 
     def _say_folded(self) -> None:
         """A line for each epoch that can be read from now on; one for all where the overlay had to catch up."""
@@ -271,8 +331,8 @@ def _reached(position: Position) -> dict[str, Any]:
 class Replica:
     """The followers of several indices."""
 
-    def __init__(self, followers: Mapping[str, Follower]) -> None:
-        self.followers = dict(followers)
+    def __init__(self, followers: Mapping[str, Served]) -> None:
+        self.followers: dict[str, Served] = dict(followers)
 
     def start(self) -> None:
         """Start following every index."""

@@ -63,6 +63,7 @@ class Run:
         self.family = pc.index_in(self.facts.column("family"), names).to_numpy().astype(np.int8)
         self.times = self.facts.column("time_ms").to_numpy()
         self.is_deleted = self.ranks.is_deleted
+        self._families = spec.families
         self._first = spec.families[0]
         self.last_fold = int(origins.fold.max(initial=NO_FOLD))
 
@@ -82,9 +83,46 @@ class Run:
             return NO_ROWS
         return left + np.flatnonzero(self.keys.check[left:right] == key.check[0])
 
+    def rows_of_keys(self, keys: Hashes, family: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of many keys the rows of one family, and which key each is of; both int64, for documents: one a key."""
+        rows, held = self._of_family[family]
+        at = fact.find(held, keys)
+        queries = np.flatnonzero(at >= 0)
+        return rows[at[queries]], queries
+
+    @cached_property
+    def _of_family(self) -> list[tuple[np.ndarray, Hashes]]:
+        """The rows of each family, and their keys, still sorted."""
+        rows = [np.flatnonzero(self.family == number) for number in range(len(self._families))]
+        return [(of_family, self.keys.take(of_family)) for of_family in rows]
+
+    @cached_property
+    def payload(self) -> dict[str, dict[str, pa.Array]]:
+        """Family → column → what every row says; null where it is of another family, or says that it is gone."""
+        found = {}
+        for family in self._families:
+            (payload,) = self.facts.column(payload_column(family.name)).chunks  # of more it would be a copy
+            found[family.name] = dict(zip(family.schema.names, payload.flatten(), strict=True))
+        return found
+
     def value(self, family: str, row: int) -> dict[str, Any]:
         """What a row says of its family."""
         return self.facts.column(payload_column(family))[row].as_py() or {}
+
+    def said(self, family: str, rows: np.ndarray) -> pa.StructArray:
+        """What rows say of their family, in all its columns."""
+        return self.facts.column(payload_column(family)).take(pa.array(rows)).combine_chunks()
+
+    def payloads(self, family: str, rows: np.ndarray) -> list[dict[str, Any]]:
+        """The same as plain values; of more than a few rows column by column, which is much quicker."""
+        if len(rows) <= FEW_ROWS:
+            return [self.value(family, row) for row in rows.tolist()]
+        said = self.said(family, rows)
+        columns = {field.name: said.field(at).to_pylist() for at, field in enumerate(said.type)}
+        return [
+            {name: values[place] for name, values in columns.items()} if is_said else {}
+            for place, is_said in enumerate(said.is_valid().to_pylist())
+        ]
 
     @cached_property
     def events(self) -> dict[str, pa.Array]:
@@ -98,6 +136,8 @@ class Run:
 _folds = itertools.count()  # no two folds of a process have the same number
 NO_FOLD = -1
 NO_ROWS = np.empty(0, np.int64)
+FEW_ROWS = 4
+"""Up to so many rows are read one by one: their columns, dozens of them, would cost more."""
 
 
 def fold(spec: IndexSpec, base: Base, runs: tuple[Run, ...], facts: pa.Table) -> tuple[Run, ...]:
@@ -117,6 +157,26 @@ def fold(spec: IndexSpec, base: Base, runs: tuple[Run, ...], facts: pa.Table) ->
         return runs
     origins = Origins(known.row[rows], np.full(len(rows), next(_folds)), is_addition[rows])
     return _compact(spec, (*runs, Run(spec, facts.take(rows), origins)))
+
+
+def above(spec: IndexSpec, runs: tuple[Run, ...], facts: pa.Table) -> tuple[Run, ...]:
+    """The runs, and facts that stand above them whatever their rank; one fact an identity."""
+    facts = fact.conform(facts, spec)
+    count = facts.num_rows
+    nowhere, fold_number = np.full(count, -1, np.int64), np.full(count, next(_folds))
+    return _compact(spec, (*runs, Run(spec, facts, Origins(nowhere, fold_number, np.zeros(count, bool)))))
+
+
+def without(spec: IndexSpec, runs: tuple[Run, ...], keys: Hashes) -> tuple[Run, ...]:
+    """The runs without all that they say of these keys."""
+    gone, left = keys.take(np.argsort(keys.lookup)), list[Run]()
+    for run in runs:
+        rows = np.flatnonzero(fact.find(gone, run.keys) < 0)
+        if len(rows) == len(run):
+            left.append(run)
+        elif len(rows):
+            left.append(Run(spec, run.facts.take(rows), run.origins.take(rows)))
+    return tuple(left)
 
 
 def _compact(spec: IndexSpec, runs: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -161,6 +221,16 @@ class RowsView:
         hashed = hash_keys([key])
         of_key = [run.origins.fold[run.rows_of(hashed)].max(initial=NO_FOLD) for run in self.runs]
         return int(max(of_key, default=NO_FOLD))
+
+    def keys_since(self, fold: int) -> list[bytes]:
+        """The keys of which something changed after a fold: of no other does an earlier view of the same base and delta
+        whose ``last_fold`` it was answer otherwise."""
+        recent = [
+            run.facts.column("key").filter(pa.array(run.origins.fold > fold))
+            for run in self.runs
+            if run.last_fold > fold
+        ]
+        return list(dict.fromkeys(key for column in recent for key in column.to_pylist()))
 
     def folded(self, facts: pa.Table, position: Position) -> Self:
         """A new view with these facts folded in, standing on ``position``."""

@@ -15,14 +15,11 @@ import json
 import textwrap
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from pipelines.errors import TidemarkError
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
 
 
 class BadSpec(TidemarkError):
@@ -30,17 +27,19 @@ class BadSpec(TidemarkError):
 
 
 class State(Protocol):
-    """What a transform may look up: named tables, as they stood at one point. It only moves forward."""
+    """What a transform may look up, as it stands at one point. It only moves forward."""
 
-    def table(self, name: str) -> DataFrame:
-        """The named table as a DataFrame."""
+    def look_up(self, name: str, rows: Any) -> Any:
+        """Rows joined with what the named relation says of them; what the rows have, and the join gives, the index's
+        domain declares. In batch they are a DataFrame of the table that the family reads, in a stream an Arrow table of
+        its records; what is given back is of the same kind."""
         ...
 
 
 class NoState:
     """The state of transforms that look nothing up."""
 
-    def table(self, name: str) -> DataFrame:
+    def look_up(self, name: str, rows: Any) -> Any:
         """Raises ``BadSpec``: there is no state here."""
         raise BadSpec(
             f"a transform looks up {name!r}, but was given no state",
@@ -49,12 +48,17 @@ class NoState:
 
 
 class Family(NamedTuple):
-    """A column family: facts of one schema, from one stream or (``stream=None``) from batch alone."""
+    """A column family: facts of one schema, from one stream or (``stream=None``) from batch alone.
+
+    ``takes_arrow``: whether the transform takes an Arrow table as well as a DataFrame, and gives the same kind. A
+    stream then runs it in its own process: a job of Spark's costs more than the few rows of an epoch.
+    """
 
     name: str
     schema: pa.Schema
     stream: str | None
-    transform: Callable[[DataFrame, State], DataFrame]
+    transform: Callable[[Any, State], Any]
+    takes_arrow: bool = False
 
 
 class Documents(NamedTuple):
@@ -98,12 +102,17 @@ class Inverted(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """Nearest neighbours by inner product over a base-only family's column of float32[dimensions]."""
+    """Nearest neighbours by inner product over a column of float32[dimensions].
+
+    Of a family that a stream feeds, a vector is as its document is now; of a base-only one, as the base has it.
+    ``is_scanned``: it is always asked for with a filter, which a graph is of no use for, so none is built.
+    """
 
     name: str
     family: str
     column: str
     dimensions: int
+    is_scanned: bool = False
 
 
 Read = Documents | Timeline | Sums
@@ -161,9 +170,9 @@ def _check_access(spec: IndexSpec, access: Access) -> None:
             )
     if isinstance(access, Vector):
         wanted = pa.list_(pa.float32())
-        if family.stream is not None or family.schema.field(access.column).type != wanted:
+        if (kind := family.schema.field(access.column).type) != wanted:
             raise BadSpec(
-                f"index {spec.name!r}: vector {access.name!r} needs a base-only family with a column of {wanted}"
+                f"index {spec.name!r}: vector {access.name!r} needs a column of {wanted}, and {access.column} is {kind}"
             )
 
 

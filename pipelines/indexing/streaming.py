@@ -12,6 +12,7 @@ incarnation of its own.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ from pipelines.indexing import facts as fact
 from pipelines.indexing import position as positions
 from pipelines.indexing.delta import DeltaWriter, Marker
 from pipelines.indexing.files import replace_text
+from pipelines.indexing.freshness import Stages, measured
 from pipelines.indexing.position import EMPTY, Position
 from pipelines.indexing.spec import Family, IndexSpec, NoState, State, lineage
 
@@ -38,20 +40,23 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 log = logging.getLogger(__name__)
-REASON = "_reason"
 EARLIEST = -2  # Kafka's own number for the first offset that is there
 
 
 class HotStream(NamedTuple):
     """One Structured Streaming query: topics under one contract, decoded, for all families that name the stream.
 
-    ``decode`` takes records (provenance, key, value) to rows with the provenance columns and ``_reason``, which is null
-    in accepted rows; the refused ones are the archive stream's to keep.
+    ``decode`` takes records (provenance, key, value) to the accepted rows, with the provenance columns; the refused
+    ones are the archive stream's to keep. ``backfill_topics`` are those whose records may wait: an epoch takes few of
+    them, beside what the others have. ``stages``: where rows say when they were begun, by which the epochs' markers
+    tell how fresh their documents are; None: they tell nothing of it.
     """
 
     name: str
     topics: tuple[str, ...]
-    decode: Callable[[DataFrame], DataFrame]
+    decode: Callable[[pa.Table], pa.Table]
+    backfill_topics: frozenset[str] = frozenset()
+    stages: Stages | None = None
 
 
 class Committed(NamedTuple):
@@ -172,8 +177,10 @@ def _following(life: Incarnation) -> dict[str, dict[str, int]]:
     offsets, commits = life.checkpoint / "offsets", life.checkpoint / "commits"
     done = [file for file in offsets.glob("[0-9]*") if file.name.isdigit() and (commits / file.name).exists()]
     newest = max(done, key=lambda file: int(file.name), default=None)
-    text = newest.read_text(encoding="utf-8").splitlines()[-1] if newest else life.starting_offsets
-    found: dict[str, dict[str, int]] = json.loads(text)
+    found: dict[str, dict[str, int]] = json.loads(life.starting_offsets)
+    if newest:  # a version, metadata, and a line for each source: "-" where it had nothing yet
+        for line in newest.read_text(encoding="utf-8").splitlines()[2:]:
+            found |= json.loads(line) if line != "-" else {}
     return found
 
 
@@ -226,11 +233,12 @@ def records(
     """The records of topics as a stream: provenance (topic_id, partition, offset, broker_time …), key and value."""
     from pyspark.sql import functions as F
 
+    offsets = {topic: of for topic, of in json.loads(starting_offsets).items() if topic in topic_ids}
     source = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", servers)
         .option("subscribe", ",".join(topic_ids))
-        .option("startingOffsets", starting_offsets)
+        .option("startingOffsets", json.dumps(offsets))
         .option("maxOffsetsPerTrigger", max_rows)
         .option("failOnDataLoss", "true")
         .load()
@@ -247,6 +255,22 @@ def records(
         "key",
         "value",
     )
+
+
+def united(
+    spark: SparkSession,
+    servers: str,
+    topic_ids: Mapping[str, str],
+    starting_offsets: str,
+    rows_of_source: Mapping[frozenset[str], int],
+) -> DataFrame:
+    """`records` of several sources as one stream; ``rows_of_source``: topics → how many of their rows an epoch has."""
+    sources = [
+        records(spark, servers, {t: topic_ids[t] for t in topic_ids if t in topics}, starting_offsets, most)
+        for topics, most in rows_of_source.items()
+        if topics
+    ]
+    return functools.reduce(lambda one, other: one.unionByName(other), sources)
 
 
 class HotStreamRun:
@@ -280,6 +304,7 @@ class HotStreamRun:
         partitions: int,
         trigger_ms: int,
         max_rows: int,
+        max_backfill_rows: int = 1_000,
         earliest: Position = EMPTY,
         archive: Callable[[Sequence[Gap]], DataFrame] | None = None,
         require_same_topics: Callable[[], None] = lambda: None,
@@ -293,8 +318,9 @@ class HotStreamRun:
             partitions: How many a topic has at least.
             trigger_ms: Time from one epoch to the next.
             max_rows: Of an epoch, at most.
+            max_backfill_rows: Of its backfill topics, at most.
             earliest: The first offset that Kafka still has of each partition.
-            archive: The archived records in gaps; what it has not, nobody has.
+            archive: The archived records in gaps; what it has not, nobody has. None: the topics are not archived.
             require_same_topics: Raises where a topic was made again since.
         """
         self._writers = {}
@@ -304,7 +330,11 @@ class HotStreamRun:
         )
         if life.gaps and archive is not None:
             self._fill(life, archive, max_rows)
-        source = records(spark, servers, topic_ids, life.starting_offsets, max_rows)
+        elif life.gaps:
+            log.warning("%s has lost records that Kafka expired: %s", self.stream.name, life.gaps)
+        backfill = self.stream.backfill_topics
+        rows = {frozenset(topic_ids) - backfill: max_rows, backfill: max_backfill_rows}
+        source = united(spark, servers, topic_ids, life.starting_offsets, rows)
 
         def run(batch: DataFrame, epoch: int) -> None:
             self.run_epoch(batch, epoch, life.number)
@@ -322,30 +352,29 @@ class HotStreamRun:
     def run_epoch(self, batch: DataFrame, epoch: int, incarnation: int) -> Marker:
         """Take one micro-batch of records to facts in every delta of the stream; what is committed already stays."""
         started_at_ms = _now_ms()
-        decoded = self.stream.decode(batch).toArrow()
+        records = batch.toArrow()
+        accepted = self.stream.decode(records)
         decoded_at_ms = _now_ms()
         self._require_same_topics()  # after reading: then these were the records of these topics
-        is_accepted = pc.is_null(decoded.column(REASON))
-        accepted = decoded.filter(is_accepted).drop_columns([REASON])
-        start, end = read_range(decoded)
+        start, end = read_range(records)
         marker = Marker(
             stream=self.stream.name,
             incarnation=incarnation,
             epoch=epoch,
             start=start,
             end=end,
-            records=decoded.num_rows,
-            refused=decoded.num_rows - accepted.num_rows,
-            event_time_min_ms=_extreme(accepted, "event_time", pc.min),
-            event_time_max_ms=_extreme(accepted, "event_time", pc.max),
-            broker_time_min_ms=_extreme(decoded, "broker_time", pc.min),
-            broker_time_max_ms=_extreme(decoded, "broker_time", pc.max),
+            records=records.num_rows,
+            refused=records.num_rows - accepted.num_rows,
+            event_time_min_ms=extreme(accepted, "event_time", pc.min),
+            event_time_max_ms=extreme(accepted, "event_time", pc.max),
+            broker_time_min_ms=extreme(records, "broker_time", pc.min),
+            broker_time_max_ms=extreme(records, "broker_time", pc.max),
             started_at_ms=started_at_ms,
             decoded_at_ms=decoded_at_ms,
+            ages=measured(accepted, self.stream.stages, self.stream.backfill_topics),
         )
-        rows = batch.sparkSession.createDataFrame(accepted)
         for spec in self.specs:
-            facts = self.facts(spec, rows) if accepted.num_rows else fact.schema(spec).empty_table()
+            facts = self.facts(spec, accepted, batch.sparkSession)
             self._writer(spec).commit(marker._replace(transformed_at_ms=_now_ms()), facts)
         said = {"stream": marker.stream, "incarnation": incarnation, "epoch": epoch, "places": marker.places}
         indices = [spec.name for spec in self.specs]
@@ -353,13 +382,17 @@ class HotStreamRun:
         log.info("epoch %d committed", epoch, extra={**said, "indices": indices, **took})
         return marker
 
-    def facts(self, spec: IndexSpec, rows: DataFrame) -> pa.Table:
+    def facts(self, spec: IndexSpec, rows: pa.Table, spark: SparkSession) -> pa.Table:
         """The facts that rows make in an index, of all its families on this stream."""
-        parts = [
-            fact.conform(self._with_nulls(spec, family, family.transform(rows, self._state)).toArrow(), spec)
-            for family in spec.families
-            if family.stream == self.stream.name
-        ]
+        if not rows.num_rows:
+            return fact.schema(spec).empty_table()
+        mine = [family for family in spec.families if family.stream == self.stream.name]
+        frame = None if all(family.takes_arrow for family in mine) else spark.createDataFrame(rows)
+        parts = []
+        for family in mine:
+            made = family.transform(rows if family.takes_arrow else frame, self._state)
+            whole = made if family.takes_arrow else self._with_nulls(spec, family, made).toArrow()
+            parts.append(fact.conform(whole, spec))
         return pa.concat_tables(parts)
 
     def _with_nulls(self, spec: IndexSpec, family: Family, made: DataFrame) -> DataFrame:
@@ -426,7 +459,8 @@ def read_range(rows: pa.Table) -> tuple[Position, Position]:
     return Position(start), Position(end)
 
 
-def _extreme(rows: pa.Table, column: str, which: Callable[[pa.ChunkedArray], pa.Scalar]) -> int | None:
+def extreme(rows: pa.Table, column: str, which: Callable[[pa.ChunkedArray], pa.Scalar]) -> int | None:
+    """The least or greatest time of a column, in ms since 1970; None where there is none."""
     if column not in rows.column_names or not rows.num_rows:
         return None
     times = rows.column(column).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
@@ -453,6 +487,7 @@ __all__: Sequence[str] = [
     "Incarnation",
     "begin",
     "end",
+    "extreme",
     "has_ended",
     "parts",
     "read_range",

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines import failpoints, lake
-from pipelines.contracts import CONTRACTS, RECORD, Contract, frames
+from pipelines.contracts import CONTRACTS, RECORD, Contract, decode_table
 from pipelines.errors import TidemarkError
 from pipelines.indexing import streaming
-from pipelines.indexing.position import Position, merge_all, topic_name
+from pipelines.indexing.position import Position, merge_all, ranges, topic_name
 from pipelines.indexing.streaming import Committed, Gap, Incarnation
 from pipelines.ingest import broker, evolution, writers
 from pipelines.ingest.load import raw_spec
 from pipelines.settings import Settings
-from pipelines.tracing import Ranges
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -91,37 +90,38 @@ def start(
 def archive_epoch(
     settings: Settings, contracts: Iterable[Contract], batch: DataFrame, incarnation: int, epoch: int
 ) -> Position:
-    """Commit one micro-batch, as far as it is not committed yet, and learn new fields from it; where it ends."""
+    """Commit one micro-batch, as far as it is not committed yet, and learn new fields from it; where it ends.
+
+    What is valid is decided here, in the driver: an epoch has few records, and Spark's workers took longer to be asked
+    than to answer (docs/adr/0018).
+    """
     from pyspark.sql import functions as F
 
-    contracts = tuple(contracts)
     said = {lake.STREAM: STREAM, lake.INCARNATION: str(incarnation), lake.EPOCH: str(epoch)}
+    now = datetime.now(UTC)
     batch = batch.persist()
     try:
-        ends, places, newest_ms = _ends(batch)
-        if not ends:
+        records = batch.toArrow()
+        if not records.num_rows:
             return Position()
-        now = F.timestamp_millis(F.lit(time.time_ns() // 1_000_000))
-        present = [contract for contract in contracts if contract.topic in ends]
+        parts = [(contract, _of_topic(records, contract.topic)) for contract in contracts]
+        parts = [(contract, part) for contract, part in parts if part.num_rows]
         if not _is_done(settings, lake.RAW_DEAD_LETTERS, incarnation, epoch):
-            letters = [_letters(contract, batch) for contract in present]
-            found = functools.reduce(lambda one, other: one.unionByName(other), letters)
-            found = found.withColumn("ingested_at", now).coalesce(1).persist()
-            try:
-                for contract in present:
-                    evolution.learn_from(settings, contract, found.filter(F.col("topic") == contract.topic))
-                buried = frames.letters(found)
-                if not buried.isEmpty():
-                    lake.append(buried, lake.RAW_DEAD_LETTERS, said)
-            finally:
-                found.unpersist()
+            letters = pa.concat_tables(_letters(settings, *one) for one in parts)
+            if letters.num_rows:
+                found = batch.sparkSession.createDataFrame(letters).withColumn("ingested_at", F.lit(now))
+                lake.append(found.coalesce(1), lake.RAW_DEAD_LETTERS, said)
         failpoints.hit("archive.after_dead_letters")
-        for contract in present:
+        newest_ms = streaming.extreme(records, "broker_time", pc.max) or 0
+        ends = []
+        for contract, part in parts:
+            start, end = streaming.read_range(part)
+            ends.append(end)
             spec = raw_spec(contract)
             if _is_done(settings, spec, incarnation, epoch):
                 continue
-            rows = batch.filter(F.col("topic") == contract.topic).withColumn("ingested_at", now)
-            brought = lake.bringing(settings, spec.name, ends[contract.topic], newest_ms)
+            rows = batch.filter(F.col("topic") == contract.topic).withColumn("ingested_at", F.lit(now))
+            brought = lake.bringing(settings, spec.name, end, newest_ms)
             lake.append(
                 rows.coalesce(1), spec, said | brought
             )  # one file an epoch: there will be many epochs
@@ -134,10 +134,10 @@ def archive_epoch(
                     "incarnation": incarnation,
                     "epoch": epoch,
                     "table": spec.name,
-                    "places": places[contract.topic],
+                    "places": ranges(start, end),
                 },
             )
-        return merge_all(ends.values())
+        return merge_all(ends)
     finally:
         batch.unpersist()
 
@@ -215,32 +215,16 @@ def require_same_incarnation(settings: Settings, life: Incarnation) -> None:
         )
 
 
-def _letters(contract: Contract, batch: DataFrame) -> DataFrame:
-    from pyspark.sql import functions as F
-
-    rows = batch.filter(F.col("topic") == contract.topic).select(*RECORD.names)
-    return frames.examined(contract, rows).withColumn("topic", F.lit(contract.topic))
+def _of_topic(records: pa.Table, topic: str) -> pa.Table:
+    return records.filter(pc.equal(records.column("topic"), topic))
 
 
-def _ends(batch: DataFrame) -> tuple[dict[str, Position], dict[str, Ranges], int]:
-    """Where the batch ends in each topic, the places that it has of it, and the newest broker time in it."""
-    from pyspark.sql import functions as F
-
-    found = batch.groupBy("topic", "topic_id", "partition").agg(
-        F.min("offset").alias("first"),
-        F.max("offset").alias("last"),
-        F.max(F.unix_millis("broker_time")).alias("newest"),
-    )
-    ends: dict[str, Position] = {}
-    places: dict[str, Ranges] = {}
-    newest = 0
-    for row in found.collect():
-        end = Position({row["topic_id"]: {row["partition"]: row["last"] + 1}})
-        ends[row["topic"]] = ends.get(row["topic"], Position()).merge(end)
-        mine = places.setdefault(row["topic"], {}).setdefault(row["topic_id"], {})
-        mine[str(row["partition"])] = [(row["first"], row["last"] + 1)]
-        newest = max(newest, row["newest"])
-    return ends, places, newest
+def _letters(settings: Settings, contract: Contract, records: pa.Table) -> pa.Table:
+    """The refused ones of a topic's records; new fields of the others are learned."""
+    decoded = decode_table(contract, records, finds_new_fields=True)
+    evolution.learn_from(settings, contract, decoded.new_fields)
+    topic = pa.array([contract.topic] * decoded.refused.num_rows, pa.string())
+    return decoded.refused.append_column("topic", topic)
 
 
 def _is_done(settings: Settings, spec: lake.TableSpec, incarnation: int, epoch: int) -> bool:

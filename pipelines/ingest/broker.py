@@ -1,7 +1,7 @@
 """The broker: one embedded Kafka (KRaft, no ZooKeeper) for a single machine, and the topics on whatever broker is used.
 
 Belongs here: starting and stopping the embedded broker, making topics, their ids. Does not belong here: what the topics
-carry (`pipelines/contracts/`), producing and consuming.
+carry (`pipelines/contracts/`, which also says which of them are compacted), producing and consuming.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipelines import jars
+from pipelines.contracts import CONTRACTS, INTERNAL
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import Position
 from pipelines.preflight import check_port, find_java
@@ -32,8 +33,10 @@ from pipelines.settings import ROOT, Settings
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+_WITHOUT_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _REQUEST_TIMEOUT_S = 10.0
 _HOST = "127.0.0.1"
+_COMPACTED_AFTER_MS = 3_600_000  # Kafka compacts segments that are closed
 _KAFKA_BASE64 = str.maketrans("+/", "-_")  # the client spells ids otherwise than Kafka's own tools
 
 _silent = logging.getLogger("tidemark.kafka")
@@ -95,7 +98,7 @@ def command(settings: Settings, report: jars.Report = jars.say) -> list[str]:
     archives = jars.resolve("kafka", settings, report)
     configuration = _configure(settings)
     _format(settings, archives, configuration)
-    return [*_java(settings, archives, settings.kafka.heap_mb), "kafka.Kafka", str(configuration)]
+    return [*java(settings, archives, settings.kafka.heap_mb), "kafka.Kafka", str(configuration)]
 
 
 def stop(settings: Settings, timeout_s: float = STOP_TIMEOUT_S) -> bool:
@@ -170,19 +173,17 @@ def wait_ready(
 def ensure_topics(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     """Make the topics that are not there yet, with the declared partitions; topic ids by name.
 
-    A record's time is the broker's (`LogAppendTime`), so that horizons do not depend on producers' clocks.
+    A record's time is the broker's (`LogAppendTime`), so that horizons do not depend on producers' clocks. A
+    topic whose contract says so is compacted.
 
     Raises:
         BrokerError: The broker cannot be reached or refuses.
     """
     names = list(names)
     kafka = settings.kafka
-    options = {
-        "message.timestamp.type": "LogAppendTime",
-        "retention.ms": str(kafka.retention_hours * 3_600_000),
-        "cleanup.policy": "delete",
-    }
-    wanted = [NewTopic(name, kafka.partitions, kafka.replication, config=options) for name in names]
+    wanted = [
+        NewTopic(name, kafka.partitions, kafka.replication, config=_options(settings, name)) for name in names
+    ]
     admin = _admin(settings)  # must outlive its answers
     for name, future in admin.create_topics(wanted, request_timeout=_REQUEST_TIMEOUT_S).items():
         try:
@@ -198,6 +199,15 @@ def ensure_topics(settings: Settings, names: Iterable[str]) -> dict[str, str]:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def _options(settings: Settings, name: str) -> dict[str, str]:
+    contract = CONTRACTS.get(name) or INTERNAL.get(name)
+    if contract is not None and contract.is_compacted:
+        kept = {"cleanup.policy": "compact", "segment.ms": str(_COMPACTED_AFTER_MS)}
+    else:
+        kept = {"cleanup.policy": "delete", "retention.ms": str(settings.kafka.retention_hours * 3_600_000)}
+    return {"message.timestamp.type": "LogAppendTime", **kept}
 
 
 def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
@@ -279,14 +289,24 @@ def offsets(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
     )
     try:
         found = consumer.list_topics(topic, timeout=_REQUEST_TIMEOUT_S).topics[topic].partitions
-        return {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_REQUEST_TIMEOUT_S)
-            for number in sorted(found)
-        }
+        return {number: _watermarks(consumer, TopicPartition(topic, number)) for number in sorted(found)}
     except KafkaException as error:
         raise _refused(settings, f"cannot ask for the offsets of {topic}", error) from error
     finally:
         consumer.close()
+
+
+def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """The first and the end offset; a topic that was made a moment ago has no leader yet."""
+    deadline = time.monotonic() + _REQUEST_TIMEOUT_S
+    while True:
+        try:
+            first, end = consumer.get_watermark_offsets(partition, timeout=_REQUEST_TIMEOUT_S)
+            return first, end
+        except KafkaException as error:
+            if error.args[0].code() not in _WITHOUT_LEADER or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def times(settings: Settings, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
@@ -410,7 +430,8 @@ def _configure(settings: Settings) -> Path:
     return file
 
 
-def _java(settings: Settings, archives: list[Path], heap_mb: int) -> list[str]:
+def java(settings: Settings, archives: Sequence[Path], heap_mb: int) -> list[str]:
+    """How a program of Kafka's is run, up to its name."""
     return [
         str(find_java().executable),
         f"-Xmx{heap_mb}m",
@@ -428,7 +449,7 @@ def _format(settings: Settings, archives: list[Path], configuration: Path) -> No
     # Kafka spells ids in base64; one that began with a dash would read as an option, hence the first bit.
     cluster = base64.urlsafe_b64encode(bytes([1]) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     arguments = [
-        *_java(settings, archives, 128),
+        *java(settings, archives, 128),
         *("kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(configuration)),
     ]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)

@@ -3,14 +3,13 @@
 Belongs here: HTTP, and what an answer promises. A record is answered as accepted, with its position, only after the
 broker acknowledged it with acks=all; a refused one is not written. Each request has a trace, which its answer, its
 records and the one log line about it carry. Does not belong here: what is valid (`contracts`), how records are sent
-(`producer`).
+(`producer`), bodies, errors and traces (`http`).
 
 Run it with `python -m pipelines.ingest.collector`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -20,24 +19,19 @@ from typing import Any, NamedTuple
 
 import orjson
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pipelines import logs, tracing
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode
-from pipelines.contracts.contract import Refused, read_json
 from pipelines.indexing.position import merge_all
+from pipelines.ingest import http
 from pipelines.ingest.evolution import Known
+from pipelines.ingest.http import MAX_BODY_BYTES, RETRY_AFTER_S
 from pipelines.ingest.producer import Delivery, NotDelivered, Producer
 from pipelines.settings import Settings, load
 from pipelines.tracing import Trace
 
-MAX_BODY_BYTES = 4 * 2**20
-MAX_RECORDS = 1_000
-RETRY_AFTER_S = 2
 _PAUSE_S = 1.0
 """After the broker did not answer, for so long requests are turned away at once, not each after its own wait."""
 _THREADS = 32
@@ -45,17 +39,8 @@ _REFUSED_IN_LOG = 10
 log = logging.getLogger("pipelines.ingest.collector")  # which is run as __main__, too
 
 
-class Problem(Exception):
-    """A request that cannot be taken: its status, the field that it is about, what is wrong, what is allowed."""
-
-    def __init__(self, status: int, field: str, message: str, allowed: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.error = {"field": field, "message": message, "allowed": allowed}
-
-
-class Endpoint(NamedTuple):
-    """A path that takes records of a contract, one alone or several under a name."""
+class Taken(NamedTuple):
+    """Records of a contract that a path takes, one alone or several under a name."""
 
     path: str
     contract: Contract
@@ -63,9 +48,9 @@ class Endpoint(NamedTuple):
     summary: str
 
 
-ENDPOINTS = (
-    Endpoint("/v1/events", USER_INTERACTIONS, "events", "Take events: what users did with pins."),
-    Endpoint("/v1/pins:update", PIN_UPDATES, "pins", "Take new pins, changed pins and deletions."),
+TAKEN = (
+    Taken("/v1/events", USER_INTERACTIONS, "events", "Take events: what users did with pins."),
+    Taken("/v1/pins:update", PIN_UPDATES, "pins", "Take new pins, changed pins and deletions."),
 )
 
 
@@ -80,12 +65,7 @@ class Metrics:
             ("topic", "outcome", "reason"),
             registry=self.registry,
         )
-        self.requests = Counter(
-            "tidemark_collector_requests",
-            "Requests by path and status.",
-            ("path", "status"),
-            registry=self.registry,
-        )
+        self.requests = http.counter_of_requests("tidemark_collector_requests", self.registry)
         self.seconds = Histogram(
             "tidemark_collector_delivery_seconds",
             "From a checked request to the broker's acknowledgement.",
@@ -102,18 +82,19 @@ class Collector:
         self.producer = producer
         self.known = known
         self.metrics = Metrics()
+        self.registry, self.requests = self.metrics.registry, self.metrics.requests
         self.threads = ThreadPoolExecutor(_THREADS, "collector")
         self._pause_until = 0.0
 
-    def take(self, endpoint: Endpoint, body: bytes, trace: Trace) -> tuple[int, dict[str, Any]]:
+    def take(self, taken: Taken, body: bytes, trace: Trace) -> tuple[int, dict[str, Any]]:
         """Answer a request's body: a status and a JSON object. One line of the log says what became of it.
 
         Raises:
             Problem: The body is not records; nothing was looked at further, and nothing was sent.
             NotDelivered: The broker did not acknowledge every valid record; the client should send all of them again.
         """
-        contract, began = self.known(endpoint.contract), time.perf_counter()
-        values = [orjson.dumps(record) for record in _records(endpoint, body)]
+        contract, began = self.known(taken.contract), time.perf_counter()
+        values = [orjson.dumps(record) for record in http.records(taken.name, body)]
         now_ms = time.time_ns() // 1_000_000
         rows = [decode(contract, value, now_ms) for value in values]
         sent = [
@@ -135,7 +116,7 @@ class Collector:
         log.info("took %d of %d records", len(sent), len(rows), extra=trace.fields | said)
         remaining = iter(deliveries)
         results = [
-            _refused(number, row) if isinstance(row, Refusal) else _accepted(number, next(remaining))
+            http.refused(number, row) if isinstance(row, Refusal) else _accepted(number, next(remaining))
             for number, row in enumerate(rows)
         ]
         answer: dict[str, Any] = {
@@ -149,8 +130,11 @@ class Collector:
         if sent:
             return 200, answer
         first = next(row for row in rows if isinstance(row, Refusal))
-        answer["error"] = {"field": first.field or "body", "message": first.detail, "allowed": "see results"}
-        return 400, answer
+        return 400, answer | http.none_accepted(first)
+
+    def what_is_missing(self) -> str | None:
+        """The broker, if it does not answer."""
+        return None if self.producer.is_connected() else "the broker does not answer"
 
     def _send(self, contract: Contract, records: list[tuple[bytes, bytes]], trace: Trace) -> list[Delivery]:
         if time.monotonic() < self._pause_until:
@@ -179,127 +163,57 @@ def create_app(settings: Settings, producer: Producer | None = None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = producer or Producer(settings)
-        app.state.collector = Collector(own, Known(settings))
+        app.state.service = Collector(own, Known(settings))
         yield
-        app.state.collector.threads.shutdown()
+        app.state.service.threads.shutdown()
         if producer is None:
             own.close()
 
     app = FastAPI(title="Tidemark collector", version="1", lifespan=lifespan, redoc_url=None)
 
-    @app.exception_handler(HTTPException)
-    async def not_found(request: Request, error: HTTPException) -> Response:
-        paths = ", ".join(endpoint.path for endpoint in ENDPOINTS)
-        field, allowed = ("method", "POST") if error.status_code == 405 else ("path", paths)
-        return _json(
-            error.status_code, {"error": {"field": field, "message": str(error.detail), "allowed": allowed}}
-        )
-
-    for endpoint in ENDPOINTS:
-        _add(app, endpoint)
-
-    @app.get("/healthz", summary="Whether the process lives.")
-    async def healthz() -> Response:
-        return _json(200, {"status": "ok"})
-
-    @app.get("/readyz", summary="Whether the broker answers.")
-    async def readyz(request: Request) -> Response:
-        collector: Collector = request.app.state.collector
-        loop = asyncio.get_running_loop()
-        if await loop.run_in_executor(None, collector.producer.is_connected):
-            return _json(200, {"status": "ready"})
-        return _json(503, {"status": "the broker does not answer"}, {"Retry-After": str(RETRY_AFTER_S)})
-
-    @app.get("/metrics", summary="Metrics for Prometheus.")
-    async def metrics(request: Request) -> Response:
-        collector: Collector = request.app.state.collector
-        return Response(generate_latest(collector.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
+    http.add(app, [_endpoint(taken) for taken in TAKEN], log)
     return app
 
 
-def _add(app: FastAPI, endpoint: Endpoint) -> None:
-    async def post(request: Request) -> Response:
-        collector: Collector = request.app.state.collector
-        trace = tracing.begin(
-            request.headers.get(tracing.TRACEPARENT), request.headers.get(tracing.REQUEST_ID)
-        )
-        headers = trace.headers
-        try:
-            body = await _body(request)
-            loop = asyncio.get_running_loop()
-            status, answer = await loop.run_in_executor(
-                collector.threads, collector.take, endpoint, body, trace
-            )
-        except Problem as problem:
-            status, answer = problem.status, {"error": problem.error}
-        except NotDelivered as error:
-            status, headers = 503, headers | {"Retry-After": str(RETRY_AFTER_S)}
-            log.warning("not delivered: %s", error.what, extra=trace.fields)
-            answer = {"error": {"field": "", "message": error.what, "allowed": error.remedy}}
-        except ClientDisconnect:
-            status, answer = (
-                400,
-                {"error": {"field": "body", "message": "the body is not whole", "allowed": "a whole body"}},
-            )
-        collector.metrics.requests.labels(endpoint.path, str(status)).inc()
-        return _json(status, answer, headers)
+def _endpoint(taken: Taken) -> http.Endpoint:
+    records = [dict(example) for example in taken.contract.examples]
 
-    post.__name__ = endpoint.contract.name
-    app.add_api_route(
-        endpoint.path,
-        post,
-        methods=["POST"],
-        summary=endpoint.summary,
-        description=(
-            "Each record is listed as accepted, with the position to pass to the serving side as `min_position`, or as "
-            "refused, with the reason; a refused one is not written. 400: none was accepted. 503: the broker did not "
-            "acknowledge all of them; send the request again, repeats change nothing. The answer has the request's "
-            "`traceparent` and `X-Request-Id`, as they came or new ones; `tidemark trace` follows them."
-        ),
-        responses=_responses(endpoint),
-        openapi_extra={"requestBody": _request_body(endpoint)},
+    def answer(collector: Collector, body: bytes, trace: Trace) -> tuple[int, dict[str, Any]]:
+        return collector.take(taken, body, trace)
+
+    return http.Endpoint(
+        taken.path,
+        taken.contract.name,
+        taken.summary,
+        "Each record is listed as accepted, with the position to pass to the serving side as `min_position`, or as "
+        "refused, with the reason; a refused one is not written. 400: none was accepted. 503: the broker did not "
+        "acknowledge all of them; send the request again, repeats change nothing. The answer has the request's "
+        "`traceparent` and `X-Request-Id`, as they came or new ones; `tidemark trace` follows them.",
+        answer,
+        {
+            "several": {"summary": "Several records", "value": {taken.name: records}},
+            "one": {"summary": "One record alone", "value": records[0]},
+        },
+        _answers(taken),
     )
 
 
-def _request_body(endpoint: Endpoint) -> dict[str, Any]:
-    records = [dict(example) for example in endpoint.contract.examples]
-    examples = {
-        "several": {"summary": "Several records", "value": {endpoint.name: records}},
-        "one": {"summary": "One record alone", "value": records[0]},
-    }
-    return {
-        "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}, "examples": examples}},
-    }
-
-
-def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+def _answers(taken: Taken) -> dict[int, tuple[str, Mapping[str, Any]]]:
     accepted = {
         "accepted": 1,
         "refused": 1,
         "position": "eyJ0b3BpY3MiOnt9fQ",
         "results": [
             {"index": 0, "status": "accepted", "position": "eyJ0b3BpY3MiOnt9fQ"},
-            {
-                "index": 1,
-                "status": "refused",
-                "reason": "missing_field",
-                "field": "x",
-                "message": "x is missing",
-            },
+            http.refused(1, Refusal("missing_field", "x is missing", "x")),
         ],
     }
-    error = {"error": {"field": endpoint.name, "message": "what is wrong", "allowed": "what would be right"}}
-
-    def described(text: str, example: Mapping[str, Any]) -> dict[str, Any]:
-        return {"description": text, "content": {"application/json": {"example": example}}}
-
+    error = http.said(taken.name, "what is wrong", "what would be right")
     return {
-        200: described("At least one record was accepted.", accepted),
-        400: described("No record was accepted.", error),
-        413: described(f"The body has more than {MAX_BODY_BYTES} bytes.", error),
-        503: described("The broker does not acknowledge; try again after Retry-After seconds.", error),
+        200: ("At least one record was accepted.", accepted),
+        400: ("No record was accepted.", error),
+        413: (f"The body has more than {MAX_BODY_BYTES} bytes.", error),
+        503: ("The broker does not acknowledge; try again after Retry-After seconds.", error),
     }
 
 
@@ -320,60 +234,8 @@ def _refused_in_log(
     return found
 
 
-async def _body(request: Request) -> bytes:
-    parts, size = [], 0
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large()
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _too_large() -> Problem:
-    return Problem(413, "body", "the body is too large", f"at most {MAX_BODY_BYTES} bytes")
-
-
-def _records(endpoint: Endpoint, body: bytes) -> list[Any]:
-    allowed = f'{{"{endpoint.name}": [1 to {MAX_RECORDS} records]}}, or one record'
-    try:
-        parsed = read_json(body, MAX_BODY_BYTES)
-    except Refused as refused:
-        why = refused.refusal
-        raise Problem(400, why.field or "body", why.detail, f"JSON: {allowed}") from None
-    if not isinstance(parsed, dict):
-        raise Problem(400, "body", "the body is not an object", allowed)
-    if endpoint.name not in parsed:
-        return [parsed]
-    records = parsed[endpoint.name]
-    if not isinstance(records, list):
-        raise Problem(400, endpoint.name, f"{endpoint.name} is not an array", f"1 to {MAX_RECORDS} records")
-    if unknown := [name for name in parsed if name != endpoint.name]:
-        raise Problem(400, unknown[0][:100], f"a field beside {endpoint.name}", f"only {endpoint.name}")
-    if not 1 <= len(records) <= MAX_RECORDS:
-        raise Problem(400, endpoint.name, f"there are {len(records)} records", f"1 to {MAX_RECORDS} records")
-    return records
-
-
 def _accepted(number: int, delivery: Delivery) -> dict[str, Any]:
     return {"index": number, "status": "accepted", "position": delivery.position.token()}
-
-
-def _refused(number: int, refusal: Refusal) -> dict[str, Any]:
-    return {
-        "index": number,
-        "status": "refused",
-        "reason": refusal.reason,
-        "field": refusal.field,
-        "message": refusal.detail,
-    }
-
-
-def _json(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, dict(headers or {}), "application/json")
 
 
 def main() -> None:

@@ -16,21 +16,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 from pyiceberg.types import BooleanType, DoubleType, LongType, PrimitiveType, StringType
 
 from pipelines import lake
-from pipelines.contracts import Contract, Field, extended, frames
+from pipelines.contracts import Contract, Field, extended
 from pipelines.contracts import fields as learned
 from pipelines.contracts.contract import RECORD
 from pipelines.errors import TidemarkError
 from pipelines.settings import Settings
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +95,10 @@ def learn(settings: Settings, contract: Contract, found: Mapping[str, Iterable[s
     return lesson.fields
 
 
-def learn_from(settings: Settings, contract: Contract, found: DataFrame) -> None:
-    """Learn from what `frames.examined` told of records."""
+def learn_from(settings: Settings, contract: Contract, found: Mapping[str, Iterable[str]]) -> None:
+    """`learn`, of records that are taken whether or not it succeeds."""
     try:
-        learn(settings, contract, frames.new_fields(found))
+        learn(settings, contract, found)
     except EvolutionError as error:  # they will be seen again
         log.warning("%s: fields were not learned: %s", contract.topic, error)
 

@@ -525,7 +525,7 @@ def _bury(
     told = {"topic": F.lit(contract.topic), "ingested_at": F.col("broker_time")}
     found = frames.examined(contract, raw).withColumns(told).persist()
     try:
-        evolution.learn_from(settings, contract, found)
+        evolution.learn_from(settings, contract, frames.new_fields(found))
         letters = frames.letters(found)
         number = F.shiftright("load_row", ROW_BITS).alias("number")
         counted: dict[int, dict[str, int]] = {}

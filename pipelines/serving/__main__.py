@@ -9,34 +9,29 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         _threads, "1"
     )  # before numpy is loaded: a small solve is not worth waking other cores for
 
-import gc  # noqa: E402
 import sys  # noqa: E402
 
 import uvicorn  # noqa: E402
 
-from pipelines import indices, logs, settings  # noqa: E402
+from pipelines import indices, interpreter, logs, settings  # noqa: E402
 from pipelines.errors import TidemarkError  # noqa: E402
+from pipelines.serving import bypass  # noqa: E402
 from pipelines.serving.app import create_app  # noqa: E402
-
-SWITCH_INTERVAL_S = 0.0005
-"""While one thread folds an epoch, the one that answers must get its turn; the default is 5 ms."""
 
 
 def main() -> int:
     """Run; the exit status."""
     logs.configure("serving")
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    interpreter.take_turns()  # while one thread folds an epoch, the one that answers must get its turn
     try:
         configured = settings.load()
-        replica = indices.replica(configured)
+        replica = bypass.under_entries(indices.replica(configured), configured)
         app = create_app(configured, replica)
     except TidemarkError as error:
         print(error, file=sys.stderr)
         return 1
     replica.start()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    interpreter.collect_rarely()
     server = uvicorn.Server(
         uvicorn.Config(
             app,

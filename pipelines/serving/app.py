@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import pages, pins, status, users
+from pipelines.serving.routes import ads, pages, pins, status, users
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
 
@@ -34,7 +34,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
 
     Args:
         settings: Of serving.
-        replica: Of `pins`, `user_events` and `pin_counts`; whoever made it starts and stops it.
+        replica: Of `pins`, `user_events`, `pin_counts` and `ads`; whoever made it starts and stops it.
     """
     app = FastAPI(
         title="Tidemark",
@@ -49,6 +49,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
     ground = Ground(replica, settings.serving.max_wait_ms)
     users.register(app, ground)
     pins.register(app, ground)
+    ads.register(app, ground)
     status.register(app, ground)
     pages.register(app, settings.paths.reports)
     paths = list(app.openapi()["paths"])

@@ -5,13 +5,16 @@ Belongs here: the shapes of answers, and the examples of them in the OpenAPI doc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.recommend.candidates import Answer
+
+if TYPE_CHECKING:
+    from pipelines.ads.overrides import Entry
 
 CATALOGUE = {
     "title": "FLUID MILK WHITE ONLY",
@@ -32,6 +35,18 @@ EXAMPLE_EVENT = {
     "value_usd_micros": 500_000,
     "surface": None,
 }
+EXAMPLE_AD = {
+    "ad_id": "a17",
+    "control": {"campaign_id": "c0", "ad_status": "active", "is_servable": True},
+    "content": {"title": "an oak chair", "quality_score": 0.62},
+    "performance": {"click_rate_7d": 0.0052},
+    "versions": {
+        "control": {"ads": 4051, "ad_groups": 3020, "campaigns": 2040, "advertisers": 1007},
+        "content": {"ads": 4051, "pins": 9012, "images": 8011},
+        "performance": {"ads": 5000},
+    },
+    "overridden_by": [],
+}
 
 
 def text(key: bytes) -> str:
@@ -47,6 +62,20 @@ def document(pin: bytes, found: Mapping[str, Any]) -> dict[str, Any]:
 def missing(pin: str) -> dict[str, Any]:
     """What stands for a pin that there is no document of."""
     return {"pin_id": pin, "catalogue": None, "offer": None, "is_missing": True}
+
+
+def ad(
+    key: bytes, found: Mapping[str, Any], versions: Mapping[str, Any], newer: Iterable[Entry]
+) -> dict[str, Any]:
+    """An ad's document; ``versions``: by family, then by the table whose row's stand it is."""
+    overridden = [{"table": entry.table, "key": entry.key, "stand": entry.stand} for entry in newer]
+    families = {family: found.get(family) for family in versions}
+    return {"ad_id": text(key), **families, "versions": versions, "overridden_by": overridden}
+
+
+def missing_ad(ad: str) -> dict[str, Any]:
+    """What stands for an ad that there is no document of."""
+    return {"ad_id": ad, "is_missing": True}
 
 
 def items(answer: Answer) -> list[dict[str, Any]]:

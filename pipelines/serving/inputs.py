@@ -12,7 +12,7 @@ import base64
 import binascii
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -25,6 +25,8 @@ MAX_ID_BYTES = 512
 MAX_K = 500
 MAX_BATCH = 500
 MAX_LIMIT = 1000
+MAX_TEXTS = 200
+MAX_NUMBER = 1_000_000
 MAX_BODY_BYTES = 1_048_576
 MAX_TIME_MS = 4_133_980_800_000  # the end of 2100
 _BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -179,37 +181,89 @@ def _shown(text: str) -> str:
 
 
 class Batch(NamedTuple):
-    """The pins of a batch, as they were asked for and as keys."""
+    """The documents of a batch, as they were asked for and as keys."""
 
     ids: list[str]
     keys: list[bytes]
 
 
-def read_batch(body: bytes, content_type: str) -> Batch:
-    """The body of `batchGet`: {"pin_ids": ["…", …]}."""
-    allowed = {
-        "pin_ids": f"a list of 1 to {MAX_BATCH} ids, each a text of 1 to {MAX_ID_BYTES} bytes without NUL"
-    }
+def read_batch(body: bytes, content_type: str, field: str) -> Batch:
+    """The body of a `batchGet`: {"pin_ids": ["…", …]}, where `pin_ids` is the field."""
+    rule = f"a list of 1 to {MAX_BATCH} ids, each a text of 1 to {MAX_ID_BYTES} bytes without NUL"
+    ids = read_object(body, content_type, {field: rule}).get(field)
+    if not isinstance(ids, list) or not ids:
+        raise Problem(400, field, "there is no list of ids", rule)
+    if len(ids) > MAX_BATCH:
+        raise Problem(400, field, f"the list has {len(ids)} ids", rule)
+    keys = []
+    for place, one in enumerate(ids):
+        if not isinstance(one, str):
+            raise Problem(400, f"{field}[{place}]", "the id is not a text", rule)
+        keys.append(_id(one.encode(), f"{field}[{place}]"))
+    return Batch(ids, keys)
+
+
+def read_object(body: bytes, content_type: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A body that is a JSON object; ``known``: its fields, and what each may be."""
     if content_type.split(";")[0].strip().lower() != "application/json":
         shown = _shown(content_type) or "absent"
         raise Problem(415, "Content-Type", f"the content type is {shown}", "application/json")
     try:
         said = orjson.loads(body)
     except (orjson.JSONDecodeError, RecursionError) as error:
-        raise Problem(400, "body", f"the body is not JSON: {_shown(str(error))}", allowed) from None
+        raise Problem(400, "body", f"the body is not JSON: {_shown(str(error))}", known) from None
+    return object_of(said, "body", known)
+
+
+def object_of(said: Any, field: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object that has none but these fields; the body, or a field of it."""
     if not isinstance(said, dict):
-        raise Problem(400, "body", "the body is not a JSON object", allowed)
+        what = "the body" if field == "body" else "it"
+        raise Problem(400, field, f"{what} is not a JSON object", known)
     for name in said:
-        if name != "pin_ids":
-            raise Problem(400, _shown(name), "there is no such field", ["pin_ids"])
-    ids = said.get("pin_ids")
-    if not isinstance(ids, list) or not ids:
-        raise Problem(400, "pin_ids", "there is no list of ids", allowed["pin_ids"])
-    if len(ids) > MAX_BATCH:
-        raise Problem(400, "pin_ids", f"the list has {len(ids)} ids", allowed["pin_ids"])
-    keys = []
-    for place, pin in enumerate(ids):
-        if not isinstance(pin, str):
-            raise Problem(400, f"pin_ids[{place}]", "the id is not a text", allowed["pin_ids"])
-        keys.append(_id(pin.encode(), f"pin_ids[{place}]"))
-    return Batch(ids, keys)
+        if name not in known:
+            shown = _shown(name)
+            path = shown if field == "body" else f"{field}.{shown}"
+            raise Problem(400, path, "there is no such field", list(known))
+    return said
+
+
+def natural_of(said: Mapping[str, Any], name: str, path: str, least: int, most: int) -> int | None:
+    """A whole number of a JSON object; None where it is absent or null."""
+    value = said.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not least <= value <= most:
+        raise Problem(400, path, "it is not allowed", f"a whole number from {least} to {most}")
+    return value
+
+
+def text_of(value: Any, path: str, choices: Sequence[str] = ()) -> str:
+    """A text, of these if there are any."""
+    rule: Any = list(choices) or f"a text of 1 to {MAX_ID_BYTES} bytes without NUL"
+    if not isinstance(value, str) or (choices and value not in choices):
+        raise Problem(400, path, "it is not allowed", rule)
+    if not value or len(value.encode()) > MAX_ID_BYTES or "\0" in value:
+        raise Problem(400, path, "the text is empty, too long, or holds the character NUL", rule)
+    return value
+
+
+def numbers_of(said: Mapping[str, Any], name: str, path: str, count: int) -> tuple[float, ...] | None:
+    """A list of so many finite numbers of a JSON object; None where it is absent or null."""
+    values = said.get(name)
+    if values is None:
+        return None
+    is_list = isinstance(values, list) and len(values) == count
+    if not is_list or not all(type(one) in (int, float) and abs(one) <= MAX_NUMBER for one in values):
+        raise Problem(400, path, "it is not such a list", f"a list of {count} numbers up to {MAX_NUMBER:,}")
+    return tuple(map(float, values))
+
+
+def texts_of(said: Mapping[str, Any], name: str, path: str) -> tuple[str, ...]:
+    """A list of texts of a JSON object; none where it is absent or null."""
+    values = said.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) > MAX_TEXTS:
+        raise Problem(400, path, "it is not such a list", f"a list of at most {MAX_TEXTS} texts")
+    return tuple(text_of(value, f"{path}[{place}]") for place, value in enumerate(values))

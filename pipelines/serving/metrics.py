@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from pipelines.indexing.freshness import SECONDS
 
 if TYPE_CHECKING:
     from pipelines.indexing.replica import Replica
@@ -25,7 +28,18 @@ GAUGES = {
     "is_ready": "1 if the overlay has reached the head that its delta had at the start.",
     "with_delta": "1 if the delta is served, 0 after a roll back without it.",
     "delta_version": "Version of the delta's log up to which epochs are folded.",
+    "bypass_entries": "Rows of which an entry of the bypass is known.",
+    "bypass_overridden": "Documents that are read with an entry's values, because they are older.",
+    "bypass_refused": "Records of the bypass that were no entries.",
+    "is_bypass_read": "1 if the bypass was read to its end and is being read.",
     "freshness_s": "Seconds from the newest broker time of the last folded epoch to the moment it was served.",
+}
+
+_FRESHNESS_LABELS = ("index", "stream", "kind", "stage")
+_OF_LAST_MINUTE = {
+    "documents": "Documents that the replica began to serve in the minute that was finished last.",
+    "p90_ms": "Of these, 90 percent were no later after their first stage, in ms.",
+    "max_ms": "Of these, none was later after its first stage, in ms.",
 }
 
 
@@ -87,3 +101,26 @@ class _Indices(Collector):
         for index, said in status.items():
             served.add_metric([index, said["base_version"] or "none"], 1.0)
         yield served
+        yield self._ages()
+        yield from self._last_minutes()
+
+    def _ages(self) -> Metric:
+        family = HistogramMetricFamily(
+            "tidemark_freshness_seconds",
+            "Time from the first stage of a document that the replica began to serve to a later stage.",
+            labels=_FRESHNESS_LABELS,
+        )
+        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        for index, follower in self._replica.followers.items():
+            for series, total in follower.meter.totals().items():
+                buckets = list(zip(bounds, map(float, total.counts.cumsum()), strict=True))
+                family.add_metric([index, *series], buckets, total.sum_ms / 1_000)
+        return family
+
+    def _last_minutes(self) -> Iterator[Metric]:
+        for name, doc in _OF_LAST_MINUTE.items():
+            family = GaugeMetricFamily(f"tidemark_freshness_minute_{name}", doc, labels=_FRESHNESS_LABELS)
+            for follower in self._replica.followers.values():
+                for row in follower.meter.last_minute():
+                    family.add_metric([row[label] for label in _FRESHNESS_LABELS], float(row[name]))
+            yield family

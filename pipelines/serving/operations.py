@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.ads.schema import AGE_BUCKETS, DEVICES, DIMENSIONS, GENDERS, PLACEMENTS
 from pipelines.serving import documents
-from pipelines.serving.inputs import MAX_BATCH, MAX_ID_BYTES, MAX_K, MAX_LIMIT, MAX_TIME_MS
+from pipelines.serving.inputs import MAX_BATCH, MAX_ID_BYTES, MAX_K, MAX_LIMIT, MAX_TEXTS, MAX_TIME_MS
 
 TOKEN = "eyJ0b3BpY3MiOnt9LCJsb2FkcyI6W119"
 HEADERS = {
@@ -38,6 +39,23 @@ ERROR = {
         }
     },
 }
+
+
+def json_body(example: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """A body of JSON."""
+    return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
+
+
+def ids_body(field: str, example: list[str]) -> dict[str, Any]:
+    """The body of a `batchGet`."""
+    ids = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_BATCH}
+    schema = {
+        "type": "object",
+        "required": [field],
+        "additionalProperties": False,
+        "properties": {field: ids},
+    }
+    return json_body({field: example}, schema)
 
 
 def path_id(name: str, example: str) -> dict[str, Any]:
@@ -211,27 +229,86 @@ BATCH_GET = operation(
     tag="pins",
     description=f"Up to {MAX_BATCH} pins, in the order asked for; a pin that is not there is marked `is_missing`.",
     problems={400: ("pin_ids[3]", "the id is not a text"), 413: ("body", "the body is too large")} | LATE,
-    body={
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
+    body=ids_body("pin_ids", ["1029743", "no-such-pin"]),
+)
+AD = path_id("ad_id", "a17")
+NO_AD = {404: ("ad_id", "there is no such ad")}
+AD_DOCUMENT = operation(
+    "An ad",
+    documents.EXAMPLE_AD,
+    AD,
+    MIN_POSITION,
+    tag="ads",
+    description="The document of all families with the stands of the rows that each was made of. `overridden_by` has "
+    "the entries of the bypass that are newer than the document: it is shown as it is by them.",
+    problems=NO_AD | LATE,
+)
+ADS_BATCH_GET = operation(
+    "Many ads",
+    {"documents": [documents.EXAMPLE_AD, documents.missing_ad("no-such-ad")]},
+    MIN_POSITION,
+    tag="ads",
+    description=f"Up to {MAX_BATCH} ads, in the order asked for; an ad that is not there is marked `is_missing`.",
+    problems={400: ("ad_ids[3]", "the id is not a text"), 413: ("body", "the body is too large")} | LATE,
+    body=ids_body("ad_ids", ["a17", "no-such-ad"]),
+)
+_TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_TEXTS}
+ADS_CANDIDATES = operation(
+    "The ads that may be shown in a context",
+    {
+        "ads": [
+            {
+                "ad_id": "a17",
+                "score": 7512.5,
+                "campaign_id": "c0",
+                "pin_id": "p3",
+                "effective_bid_usd_micros": 1_500_000,
+            }
+        ],
+        "basis": {"kind": "light_score", "time_ms": 1_735_689_600_000},
+    },
+    MIN_POSITION,
+    tag="ads",
+    description="Those that are eligible, exactly, the best first by a light score: effective bid × smoothed click "
+    "rate × (½ + quality) × (1 - hide rate); ties by id. With a `visual_embedding` they are ranked by its inner "
+    "product with that of their image alone (basis `visual_similarity`). In a dimension of which the context says "
+    "nothing only ads pass that are not targeted by it. `k` is from 1 to 500, 10 by default.",
+    problems={400: ("context.device", "it is not allowed"), 413: ("body", "the body is too large")} | LATE,
+    body=json_body(
+        {"context": {"country": "US", "device": "ios_phone", "interests": ["oak", "garden"]}, "k": 10},
+        {
+            "type": "object",
+            "required": ["context"],
+            "additionalProperties": False,
+            "properties": {
+                "k": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
+                "context": {
                     "type": "object",
-                    "required": ["pin_ids"],
                     "additionalProperties": False,
                     "properties": {
-                        "pin_ids": {
+                        "country": _TEXT,
+                        "language": _TEXT,
+                        "age": {"enum": list(AGE_BUCKETS)},
+                        "gender": {"enum": list(GENDERS)},
+                        "device": {"enum": list(DEVICES)},
+                        "placement": {"enum": list(PLACEMENTS)},
+                        "category": _TEXT,
+                        "interests": _TEXTS,
+                        "keywords": _TEXTS,
+                        "excluded_advertisers": _TEXTS,
+                        "excluded_categories": _TEXTS,
+                        "visual_embedding": {
                             "type": "array",
-                            "items": {"type": "string"},
-                            "minItems": 1,
-                            "maxItems": MAX_BATCH,
-                        }
+                            "items": {"type": "number"},
+                            "minItems": DIMENSIONS,
+                            "maxItems": DIMENSIONS,
+                        },
+                        "time_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
                     },
                 },
-                "example": {"pin_ids": ["1029743", "no-such-pin"]},
-            }
+            },
         },
-    },
+    ),
 )
 INDICES = operation(
     "What each index stands on",

@@ -21,7 +21,7 @@ from assets import freshness, streams
 from assets.maintenance import GROUP as MAINTENANCE
 from pipelines import derived, index_rows, lake
 from pipelines.column_lineage import OPAQUE, Lineage
-from pipelines.contracts import CONTRACTS
+from pipelines.contracts import CONTRACTS, INTERNAL
 from pipelines.indexing import delta, facts, lineages
 from pipelines.indexing.spec import Forward, IndexSpec, Inverted, Sums, Timeline
 from pipelines.indexing.versions import Versions
@@ -38,6 +38,7 @@ KINDS = (
     "topic",
     "stream",
     "raw",
+    "repo",
     "curated",
     "model",
     "features",
@@ -153,9 +154,9 @@ def _topics() -> list[Dataset]:
             f"topic.{contract.topic}",
             "topic",
             f"records under version {contract.version} of their contract, keyed by {contract.key_field}",
-            "producers",
+            "producers" if contract.topic in CONTRACTS else "tidemark",
         )
-        for contract in CONTRACTS.values()
+        for contract in (*CONTRACTS.values(), *INTERNAL.values())
     ]
 
 

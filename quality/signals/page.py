@@ -19,6 +19,7 @@ LAYERS = {
     "topic": "topics",
     "stream": "streams",
     "raw": "raw",
+    "repo": "repository",
     "curated": "curated",
     "model": "models",
     "features": "features",

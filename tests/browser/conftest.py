@@ -45,6 +45,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory, spark: SparkSession) -> It
     world.build_world(settings)
     written.signals(settings, spark)
     written.quality(settings)
+    written.account(settings)
     written.notebooks(settings)
     with running.everything_stopped(settings):
         running.start(settings, "serving")

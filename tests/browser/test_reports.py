@@ -45,3 +45,13 @@ def test_a_notebook_is_read_at_both_sizes(open_report: Opener) -> None:
     for summary in shown.locator("summary").all()[1:]:
         summary.click()
     require_good(shown)
+
+
+def test_the_ads_account_is_drawn_by_stage(open_report: Opener) -> None:
+    shown = open_report("ads/")
+    require_good(shown)
+    charts = shown.locator("svg.chart").all()
+    assert len(charts) == 2
+    for stage in ("updated", "sent", "committed", "served"):
+        assert charts[0].get_by_text(stage, exact=True).count() == 1
+    assert "not as usual" in str(shown.locator(".badge").first.text_content())

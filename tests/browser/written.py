@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import notebooks as running
 from pipelines.settings import Settings
-from quality import pages
+from quality import account_page, pages
 from quality.signals import catalogue, page
-from tests import quality_rows
+from tests import account_world, quality_rows
 from tests import serving_world as world
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ AUDITED = "curated.user_interactions"
 def signals(settings: Settings, spark: SparkSession) -> None:
     """The catalogue."""
     page.write(catalogue.collect(settings, spark), settings.paths.reports / "signals")
+
+
+def account(settings: Settings) -> None:
+    """The ads account: two streams of a day, a backfill, dropped messages, and two bases."""
+    account_page.write(settings, account_world.shown(settings))
 
 
 def quality(settings: Settings) -> None:

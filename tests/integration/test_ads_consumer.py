@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.ads import consumer, generator, repository, rows, updater
 from pipelines.ads.repository import Repository
+from pipelines.ads.schema import TABLES
 from pipelines.contracts import ADS_CHANGES
 from pipelines.indexing.position import Position
 from pipelines.ingest import broker
@@ -55,7 +56,9 @@ def record(update: repository.Update, transaction: dict[str, Any] | None = None)
 def visible(store: Repository, table: str) -> dict[str, dict[str, Any]]:
     with store.reading() as connection:
         return {
-            key: rows.visible(row) for key, row in repository.scan(connection, table) if rows.is_there(row)
+            key: rows.visible(row)
+            for key, row in repository.scan(connection, table)
+            if rows.is_there(row, TABLES[table])
         }
 
 
@@ -95,7 +98,7 @@ def test_a_transaction_of_which_a_record_is_refused_waits_and_says_why(
     }
     bad = good | {"table": "advertisers", "values": {"balance_usd_micros": -1}}
     (batch,) = following(kafka_settings, store, sent(kafka_settings, [good, bad]))[-1:]
-    assert batch.refused == 1
+    assert batch.refused == {"out_of_range": 1}
     with store.reading() as connection:
         (held,) = [one for one in updater.held(connection) if one.id == "refused-1"]
     assert (held.state, held.arrived) == (updater.REFUSED, 1) and "-1 is not from 0" in str(held.detail)

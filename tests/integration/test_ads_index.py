@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.ads import handlers, joined
 from pipelines.ads.index import ADS
 from pipelines.indexing import facts
-from pipelines.indexing.spec import NoState, check
+from pipelines.indexing.spec import check
+from tests.ads_world import Joined
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 SERVED: dict[str, dict[str, Any]] = {
     "ads": {"status": "active", "review_status": "approved", "clicks_7d": 12},
@@ -20,6 +21,13 @@ SERVED: dict[str, dict[str, Any]] = {
     "pins": {"title": "A red Chair"},
 }
 STANDS = (7, 5, 3, 2)
+
+
+class InBatch(Joined):
+    """The same in Spark."""
+
+    def look_up(self, name: str, rows: DataFrame) -> DataFrame:
+        return rows.sparkSession.createDataFrame(self.rows)
 
 
 def rows(family: str) -> list[dict[str, Any]]:
@@ -36,7 +44,10 @@ def test_facts_have_the_handlers_fields_the_stands_and_tombstones(spark: SparkSe
     assert sum(len(family.schema) for family in ADS.families) > 100
     for family in ADS.families:
         given = joined.joined(family.name, rows(family.name))
-        made = family.transform(spark.createDataFrame(given), NoState()).toArrow()
+        keys = given.select([joined.KEY])
+        in_batch = family.transform(spark.createDataFrame(keys), InBatch(given)).toArrow()
+        made = family.transform(keys, Joined(given))
+        assert facts.conform(in_batch, ADS) == facts.conform(made, ADS)
         found = {fact["key"]: fact for fact in facts.conform(made, ADS).to_pylist()}
         payload = facts.payload_column(family.name)
         assert found[b"a1"][payload] == handlers.run(family.name, given).to_pylist()[0]

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from pipelines.ads import publisher, repository
+from pipelines.ads import publisher
 from pipelines.ads.publisher import MOST_AT_ONCE
 from pipelines.ads.repository import Repository, Update
 from pipelines.ingest import broker
 from pipelines.ingest.producer import NotDelivered, Producer
 from pipelines.settings import Settings
+from tests.ads_world import written
 
 POPULAR = MOST_AT_ONCE + 50
 
@@ -54,11 +55,6 @@ def read(settings: Settings, before: dict[tuple[str, int], int]) -> dict[str, li
     return found
 
 
-def written(store: Repository, *updates: Update) -> None:
-    with store.writing() as connection:
-        repository.write(connection, updates)
-
-
 def test_keys_go_where_their_streams_read_and_many_go_apart(
     kafka_settings: Settings, store: Repository
 ) -> None:
@@ -78,10 +74,11 @@ def test_keys_go_where_their_streams_read_and_many_go_apart(
     written(store, Update("ads", "a0", 3, {"status": "active"}))
     with Producer(kafka_settings) as producer:
         published = publisher.publish(store, producer)
-        assert publisher.publish(store, producer) == (published.seq, dict.fromkeys(publisher.TOPICS, 0))
+        assert publisher.publish(store, producer) == (published.seq, dict.fromkeys(publisher.TOPICS, 0), [])
     found = read(kafka_settings, before)
     assert {topic: len(records) for topic, records in found.items()} == published.keys
-    assert [record["ad_id"] for record in found["ads-control"]] == ["a0"]
+    first = next(change for change in published.changes if change.key == "a0")
+    assert [(record["ad_id"], record["seq"]) for record in found["ads-control"]] == [("a0", first.seq)]
     assert [record["ad_id"] for record in found["ads-content"]] == ["a1"]
     assert found["ads-control-backfill"] == []
     backfill = found["ads-content-backfill"]

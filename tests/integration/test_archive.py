@@ -19,14 +19,16 @@ from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 
 from pipelines import curate, failpoints, lake
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
+from pipelines.ads import evidence
+from pipelines.ads.explain import Part
+from pipelines.contracts import ADS_CHANGES, CONTRACTS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.position import Position, merge_all
 from pipelines.ingest import archive, dead_letters, load
-from pipelines.ingest import broker as brokers
 from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
 from pipelines.spark import session
 from tests.conftest import small_settings
+from tests.topics import make_again
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 120
@@ -47,18 +49,8 @@ def own_archive(broker: Settings, spark: SparkSession, tmp_path: Path) -> tuple[
         KAFKA__BOOTSTRAP_SERVERS=servers,
         STREAMS__ARCHIVE_TRIGGER_MS=500,
     )
-    make_again(settings, [USER_INTERACTIONS.topic, PIN_UPDATES.topic])
+    make_again(settings, list(CONTRACTS))
     return session(settings, "tests"), settings
-
-
-def make_again(settings: Settings, names: list[str]) -> None:
-    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
-    brokers.ensure_topics(settings, names)
-    for future in admin.delete_topics(names).values():
-        future.result()
-    while set(names) & set(admin.list_topics(timeout=10).topics):
-        time.sleep(0.1)
-    brokers.ensure_topics(settings, names)
 
 
 def event(number: int, **changes: object) -> bytes:
@@ -260,6 +252,36 @@ def test_what_the_broker_expired_before_it_was_archived_is_written_down(
         if before.topics[topic_id].get(partition, 0) not in (0, end)
     }
     assert noted
+
+
+def test_explain_finds_what_was_said_of_a_row(own_archive: tuple[SparkSession, Settings]) -> None:
+    spark, settings = own_archive
+    records: list[tuple[bytes, dict[str, object]]] = [
+        (b"c1", {"table": "campaigns", "key": "c1", "version": 1, "values": {"status": "active"}}),
+        (b'{"campaign_id":"c1"}', {"table": "campaigns", "key": "c1", "version": 2, "op": "delete"}),
+        (b"c1", {"table": "campaigns", "key": "c1", "version": 3, "values": {"daily_budget_usd_micros": -1}}),
+        (b"c1", {"table": "pins", "key": "c1", "version": 4, "values": {"title": "x"}}),
+        (b"c2", {"table": "campaigns", "key": "c2", "version": 5, "values": {"status": "active"}}),
+    ]
+    parts = [Part("campaigns", "c1"), Part("ads", "a1"), Part("advertisers", None)]
+    assert evidence.of_archive(settings, parts) == {}  # nothing was archived yet
+    with Producer(settings) as producer:
+        taken = producer.send(ADS_CHANGES.topic, [(key, json.dumps(said).encode()) for key, said in records])
+    position = merge_all(delivery.position for delivery in taken)
+    query = archive.start(spark, settings)
+    try:
+        wait(lambda: lake.positions(settings, [ADS_CHANGES.raw_table]).covers(position))
+    finally:
+        query.stop()
+    ((row, said),) = evidence.of_archive(settings, parts).items()
+    assert row == ("campaigns", "c1")
+    by_version = {one.version: one for one in said}
+    assert {version: one.columns for version, one in by_version.items()} == {1: ("status",), 2: None, 0: ()}
+    assert by_version[0].refusal is not None and by_version[0].refusal.startswith("out_of_range: ")
+    assert {one.refusal for version, one in by_version.items() if version} == {None}
+    assert {one.place for one in said} == {
+        f"{one.topic_id}/{one.partition}/{one.offset}" for one in taken[:3]
+    }
 
 
 CHILD = """

@@ -106,8 +106,8 @@ def test_a_new_field_is_a_typed_column_in_batch_and_stream_and_another_type_is_r
     record = {field.name: pa.nulls(1, field.type) for field in RECORD}
     record["value"] = pa.array([json.dumps({**EVENT, "event_id": "7", "dwell_ms": 5}).encode()], pa.binary())
     record["broker_time"] = pa.array([4_000_000_000_000_000], RECORD.field("broker_time").type)
-    rows = stream.decode(spark.createDataFrame(pa.table(record)))
-    assert [tuple(row) for row in rows.select("dwell_ms", "is_new").collect()] == [(5, None)]
+    rows = stream.decode(pa.table(record))
+    assert rows.select(["dwell_ms", "is_new"]).to_pylist() == [{"dwell_ms": 5, "is_new": None}]
 
 
 @pytest.mark.usefixtures("at_once")
@@ -227,7 +227,7 @@ def test_a_payload_that_spark_holds_for_never_null_takes_tombstones(
     raw = {field.name: pa.nulls(len(records), field.type) for field in RECORD}
     raw["value"] = pa.array([json.dumps(record).encode() for record in records], pa.binary())
     raw["broker_time"] = pa.array([4_000_000_000_000_000] * 2, RECORD.field("broker_time").type)
-    rows = STREAMS["user_interactions"].decode(spark.createDataFrame(pa.table(raw))).drop("_reason")
+    rows = STREAMS["user_interactions"].decode(pa.table(raw))
     for _ in range(2):
-        made = run.facts(spec, rows)
+        made = run.facts(spec, rows, spark)
         assert made.column("payload_views").to_pylist() == [{"surface": "home"}, None]

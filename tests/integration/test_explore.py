@@ -25,6 +25,8 @@ from jobs import epochs, processes
 from jobs.cli import exploring
 from jobs.cli.shared import app
 from pipelines import index_rows, index_views, lake, maintenance, preflight, served, sql, views
+from pipelines.ads import generator
+from pipelines.ads import schema as ads
 from pipelines.explore import VIEWS
 from pipelines.indexing import delta
 from pipelines.indexing.spec import Documents, IndexSpec, Sums, Timeline, check, lineage
@@ -161,6 +163,23 @@ def fill(spark: SparkSession) -> None:
         one = {"index": f"i{n % 2}", "stream": "s", "epoch": n, "rows": n, "stages": json.dumps(stages)}
         epochs.append({**one, "committed_at": at})
     write(spark, lake.OPS_EPOCHS.name, epochs)
+    minutes = [
+        {
+            "index": "i0",
+            "stream": "s",
+            "kind": kind,
+            "stage": stage,
+            "minute": (NEWEST + timedelta(minutes=n)).replace(second=0, microsecond=0),
+            "replica": replica,
+            "documents": n + 1,
+            "p90_ms": n * 3_000,
+            "max_ms": n * 4_000 + 7,
+        }
+        for n in range(40)
+        for replica in ("one", "two")[: 1 + n % 2]
+        for kind, stage in (("live", "served"), ("live", "sent"), ("backfill", "served"))
+    ]
+    write(spark, lake.OPS_FRESHNESS.name, minutes)
     versions = [
         {
             "index": "pins",
@@ -172,6 +191,25 @@ def fill(spark: SparkSession) -> None:
         for n in range(5)
     ]
     write(spark, lake.OPS_INDEX_VERSIONS.name, versions)
+    for declared, rows_of in generator.account(400, seed=3):
+        rows = [
+            {
+                **{name: time_of(value) if name in times(declared) else value for name, value in row.items()},
+                "is_there": number not in (1, 7),
+                "stand_control": 1,
+            }
+            for number, row in enumerate(rows_of.to_pylist())
+        ]
+        write(spark, f"repo.{declared.name}", rows)
+
+
+def times(declared: ads.Table) -> set[str]:
+    """The names of a table's times."""
+    return {column.name for column in declared.columns if column.type == ads.TIME}
+
+
+def time_of(time_ms: int) -> datetime:
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
 def write(spark: SparkSession, table: str, rows: list[dict[str, Any]]) -> None:
@@ -253,6 +291,37 @@ def test_weekly_sales_are_those_that_plain_python_adds_up(explored: Settings) ->
             wanted[row["pin_id"]][int(age >= WEEK)] += quantity
     found = sql.rows(explored, "SELECT pin_id, quantity, quantity_before FROM explore.weekly_sales")
     assert {pin: [now, before] for pin, now, before in found} == wanted
+
+
+def test_an_ad_is_active_if_all_that_it_is_part_of_is(explored: Settings) -> None:
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for declared in ads.TABLES.values():
+        opened = lake.open_table(explored, f"repo.{declared.name}")
+        assert opened is not None
+        there = [row for row in opened.scan().to_arrow().to_pylist() if row["is_there"]]
+        rows[declared.name] = {row[declared.key]: row for row in there}
+    wanted = {}
+    for name, ad in rows["ads"].items():
+        group = rows["ad_groups"].get(ad["ad_group_id"], {})
+        campaign = rows["campaigns"].get(group.get("campaign_id"), {})
+        advertiser = rows["advertisers"].get(campaign.get("advertiser_id"), {})
+        statuses = {one.get("status") for one in (ad, group, campaign, advertiser)}
+        wanted[name] = statuses == {"active"} and ad["review_status"] == "approved"
+    found = sql.rows(explored, "SELECT ad_id, is_active FROM explore.ads_account")
+    assert dict(found) == wanted
+    assert set(wanted.values()) == {True, False}
+    clicks = {name: sum(r["clicks_7d"] for r in of) for name, of in by_campaign(rows).items()}
+    found = sql.rows(explored, "SELECT campaign_id, clicks_7d FROM explore.campaign_performance")
+    assert dict(found) == {name: clicks.get(name, 0) for name in rows["campaigns"]}
+
+
+def by_campaign(rows: dict[str, dict[str, dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The ads of each campaign, through ad groups that are there."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for ad in rows["ads"].values():
+        if (group := rows["ad_groups"].get(ad["ad_group_id"])) is not None:
+            found[group["campaign_id"]].append(ad)
+    return found
 
 
 def test_a_score_is_the_product_of_the_two_vectors(explored: Settings) -> None:

@@ -6,7 +6,6 @@ everything that was sent.
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
 import time
@@ -21,13 +20,13 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
-from pipelines.contracts import USER_INTERACTIONS, frames
+from pipelines.contracts import USER_INTERACTIONS, decode_table
 from pipelines.indexing import build, delta, facts, lineages
 from pipelines.indexing.base import Manifest
 from pipelines.indexing.position import Position, merge_all
 from pipelines.indexing.replica import Follower
 from pipelines.indexing.spec import Family, IndexSpec, State, Timeline, lineage
-from pipelines.indexing.streaming import REASON, HotStream, HotStreamRun
+from pipelines.indexing.streaming import HotStream, HotStreamRun
 from pipelines.indexing.timelines import TimelineView
 from pipelines.indexing.versions import Pointer, Versions
 from pipelines.ingest import broker
@@ -164,10 +163,10 @@ class World(NamedTuple):
             "key",
             "value",
         )
-        decoded = self.stream.decode(rows).filter(f"{REASON} IS NULL").drop(REASON)
+        decoded = self.stream.decode(rows.toArrow())
         version = self.versions.new_version(lineage(spec))
         meta = build.Meta(version, cut, None)
-        found = self.run(spec).facts(spec, decoded)
+        found = self.run(spec).facts(spec, decoded, self.spark)
         return build.build_local(spec, found, self.versions.new_path(version), meta, shard_count=2)
 
     def follower(self, spec: IndexSpec, name: str) -> Follower:
@@ -177,10 +176,14 @@ class World(NamedTuple):
         return Follower(spec, paths.indices, paths.delta, topics=topics, max_facts=100_000, replica=name)
 
 
+def accepted(records: pa.Table) -> pa.Table:
+    return decode_table(USER_INTERACTIONS, records).accepted
+
+
 @pytest.fixture
 def world(own_spark: SparkSession, kafka_settings: Settings) -> World:
     topic = f"clicks-{uuid.uuid4().hex[:8]}"
-    stream = HotStream("clicks", (topic,), functools.partial(frames.judged, USER_INTERACTIONS))
+    stream = HotStream("clicks", (topic,), accepted)
     broker.ensure_topics(kafka_settings, stream.topics)
     return World(own_spark, kafka_settings, stream, [])
 

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 from jobs.cli import repair
 from jobs.cli.shared import InputError, app
 from pipelines import lake, undo
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract
+from pipelines.contracts import CONTRACTS, PIN_UPDATES, USER_INTERACTIONS, Contract
 from pipelines.indexing.position import Position, merge_all
 from pipelines.indices import INDICES
 from pipelines.ingest import archive, dead_letters, writers
-from pipelines.ingest import broker as brokers
 from pipelines.ingest import load as loader
 from pipelines.ingest.producer import Producer
 from pipelines.settings import Settings
@@ -30,6 +29,7 @@ from pipelines.spark import session
 from quality import gates
 from tests import serving_world
 from tests.conftest import small_settings
+from tests.topics import make_again
 
 EVENTS, PINS, LETTERS = "raw.user_interactions", "raw.pin_updates", "raw.dead_letters"
 WAIT_S = 120
@@ -44,14 +44,7 @@ def archived(broker: Settings, spark: SparkSession, tmp_path_factory: pytest.Tem
         KAFKA__BOOTSTRAP_SERVERS=broker.kafka.bootstrap_servers,
         STREAMS__ARCHIVE_TRIGGER_MS=300,
     )
-    names = [USER_INTERACTIONS.topic, PIN_UPDATES.topic]
-    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
-    brokers.ensure_topics(settings, names)
-    for future in admin.delete_topics(names).values():
-        future.result()
-    while set(names) & set(admin.list_topics(timeout=10).topics):
-        time.sleep(0.1)
-    brokers.ensure_topics(settings, names)
+    make_again(settings, CONTRACTS)
     return settings
 
 

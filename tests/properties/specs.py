@@ -23,7 +23,9 @@ from pipelines.indexing.spec import (
 from tests.properties.strategies import MINUTE_MS, Feed
 
 PAYLOAD = pa.schema([("text", pa.string()), ("number", pa.int64())])
-DOCUMENT = PAYLOAD.append(pa.field("words", pa.list_(pa.string())))
+DOCUMENT = pa.schema(
+    [*PAYLOAD, pa.field("words", pa.list_(pa.string())), pa.field("shape", pa.list_(pa.float32()))]
+)
 VECTORS = pa.schema([("vector", pa.list_(pa.float32()))])
 DIMENSIONS = 4
 PRESENCE = "control"
@@ -74,6 +76,7 @@ def searchable() -> IndexSpec:
             Inverted("by_number", "control", "number"),
             Inverted("by_word", "control", "words"),
             Vector("near", "vector", "vector", DIMENSIONS),
+            Vector("alike", "content", "shape", DIMENSIONS),
         ),
     )
 

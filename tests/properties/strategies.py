@@ -24,6 +24,14 @@ KEYS = (b"k0", b"k1", "schlüssel".encode(), b"k", b"k0k1")
 IDS = (b"e0", b"e1", b"e10", b"\xf0\x9f\x8d\x8b", b"a", b"~")
 TEXTS = ("red", "", None, "blue", "grün", "'--")
 WORDS = (["a", "b"], [], None, ["b"], ["c", "a"], ["c"])
+SHAPES = (
+    [1.0, 0.0, 0.5, -1.0],
+    None,
+    [2.0, 1.0, 0.0, 0.0],
+    [1.0],
+    [0.0, 0.0, 0.0, 0.0],
+    [-2.0, 1.5, 1.0, 2.0],
+)
 GREATEST = 2**63 - 1
 
 
@@ -207,6 +215,7 @@ def about_documents(choices: Choices, families: Sequence[str], among: Crowd) -> 
             "text": TEXTS[variant],
             "number": None if variant == 5 else variant * 1000 - 1,
             "words": WORDS[variant],
+            "shape": SHAPES[variant],
         }
         made.append(Statement(family, key, b"", version, False, content_hash(variant), payload=payload))
     return tuple(made)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from pipelines.ads import enrichment, handlers, joined, repository
+from pipelines.ads import enrichment, handlers, joined, prepared, repository
 from pipelines.ads.repository import Repository, Update
 from pipelines.ads.schema import CONTENT, CONTROL, PERFORMANCE
 
-ADS = ("a1", "a2", "a3")
+ADS = ("a1", "a2", 'a"3\\')
+GROUPS = ("g1", "g'2 ü")
 PATHS = {
     CONTROL: {
         "ads": (),
@@ -29,7 +31,7 @@ PATHS = {
 """Family → table → the column of the table before it that names its row."""
 COLUMNS: dict[str, dict[str, Sequence[Any]]] = {
     "ads": {
-        "ad_group_id": ("g1", "g2", None),
+        "ad_group_id": (*GROUPS, None),
         "pin_id": ("p1", "p2"),
         "status": ("active", "paused"),
         "clicks_7d": (1, 2),
@@ -41,9 +43,11 @@ COLUMNS: dict[str, dict[str, Sequence[Any]]] = {
     "pins": {"image_signature": ("i1", "i2"), "title": ("x", "y")},
     "images": {"safety": (0.5, 1.0)},
 }
+NOT_ITS_OWN = {"clicks_7d", "not_declared"}
+"""Columns that do not make an ad."""
 KEYS = {
     "ads": ADS,
-    "ad_groups": ("g1", "g2"),
+    "ad_groups": GROUPS,
     "campaigns": ("c1", "c2"),
     "advertisers": ("v1",),
     "pins": ("p1", "p2"),
@@ -81,21 +85,16 @@ class Naive:
                 found = {} if update.values is None else {**found, **update.values}
         return found or None
 
-    def joined(self, family: str, ad: str) -> dict[str, Any]:
-        row: dict[str, Any] | None = self.row("ads", ad)
-        found = {"ads": row}
+    def keys(self, family: str, ad: str) -> dict[str, Any]:
+        """Table → which of its rows the ad is joined of."""
+        found = {"ads": ad}
         for table, by in PATHS[family].items():
             if by:
-                parent = found[list(found)[-1]] if table != "pins" else found["ads"]
-                found[table] = self.row(table, (parent or {}).get(by[0]))
+                found[table] = (self.row(*list(found.items())[-1]) or {}).get(by[0])
         return found
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    store = Repository(f"sqlite:{tmp_path_factory.mktemp('ads') / 'repository.db'}")
-    yield store
-    store.close()
+    def joined(self, family: str, ad: str) -> dict[str, Any]:
+        return {table: self.row(table, key) for table, key in self.keys(family, ad).items()}
 
 
 def emptied(store: Repository) -> None:
@@ -116,7 +115,7 @@ def documents(store: Repository, family: str) -> dict[str, str]:
     }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(histories())
 def test_a_joined_row_is_what_a_naive_join_finds(store: Repository, commits: list[list[Update]]) -> None:
     emptied(store)
@@ -132,7 +131,7 @@ def test_a_joined_row_is_what_a_naive_join_finds(store: Repository, commits: lis
         for row in rows:
             wanted = naive.joined(family, row[joined.KEY])
             for table, said in wanted.items():
-                assert row[table]["is_there"] == (said is not None)
+                assert row[table]["is_there"] == bool((said or {}).keys() - NOT_ITS_OWN)
                 for column, value in (said or {}).items():
                     if column in row[table]:
                         assert row[table][column] == value
@@ -141,7 +140,27 @@ def test_a_joined_row_is_what_a_naive_join_finds(store: Repository, commits: lis
                 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
+@given(histories(), st.integers(1, 20), st.randoms(use_true_random=False))
+def test_rows_that_are_kept_from_one_look_up_to_the_next_are_as_they_are_now(
+    store: Repository, commits: list[list[Update]], most_rows: int, chance: Random
+) -> None:
+    emptied(store)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prepared, "MOST_ROWS", most_rows)
+        patched.setattr(prepared, "_MOST_PARTS", 1)
+        kept = {family: prepared.of_family(family) for family in PATHS}
+        for commit in commits:
+            with store.writing() as connection:
+                repository.write(connection, commit)
+            ads = chance.sample(ADS, chance.randint(len(ADS) // 2, len(ADS)))
+            with store.reading() as connection:
+                for family, tables in kept.items():
+                    found = enrichment.look_up(connection, family, ads, tables)
+                    assert found == enrichment.look_up(connection, family, ads)
+
+
+@settings(deadline=None, max_examples=30)
 @given(histories())
 def test_every_document_that_changes_is_concerned_and_nothing_is_for_what_nobody_reads(
     store: Repository, commits: list[list[Update]]
@@ -161,6 +180,31 @@ def test_every_document_that_changes_is_concerned_and_nothing_is_for_what_nobody
             read = handlers.triggers(family)
             if not any(read & change.names for change in changes):
                 assert not concerned
+
+
+@settings(deadline=None, max_examples=100)
+@given(histories(), st.integers(1, 4))
+def test_changes_together_concern_what_each_concerns_alone(
+    store: Repository, commits: list[list[Update]], most: int
+) -> None:
+    emptied(store)
+    naive, changes = Naive(), []
+    for commit in commits:
+        with store.writing() as connection:
+            changes += repository.write(connection, commit)
+        naive.said += commit
+    for family in PATHS:
+        keys = {ad: naive.keys(family, ad) for ad in ADS}
+        with store.reading() as connection:
+            together = enrichment.fan_outs(connection, family, changes, most)
+            alone = [list(enrichment.fan_out(connection, family, change)) for change in changes]
+        for change, some, everyone in zip(changes, together, alone, strict=True):
+            wanted = {ad for ad in ADS if keys[ad].get(change.table) == change.key}
+            if not handlers.triggers(family) & change.names:
+                wanted = set()
+            assert sorted(everyone) == sorted(wanted)
+            assert set(some) <= wanted
+            assert len(some) == len(set(some)) == min(most, len(wanted))
 
 
 def test_a_change_that_nobody_reads_makes_no_work(store: Repository) -> None:
@@ -195,3 +239,5 @@ def test_a_shared_parent_concerns_all_its_ads_and_whoever_has_enough_stops(store
             found = list(enrichment.fan_out(connection, family, change))
             assert sorted(found) == sorted(ad.key for ad in ads)
             assert len(list(itertools.islice(enrichment.fan_out(connection, family, change), 10))) == 10
+            (few,) = enrichment.fan_outs(connection, family, [change], 10)
+            assert len(few) == 10

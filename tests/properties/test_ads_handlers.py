@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.ads import handlers, joined
-from pipelines.ads.schema import CONTENT, CONTROL, PERFORMANCE, TABLES
+from pipelines.ads.schema import CONTENT, CONTROL, DIMENSIONS, PERFORMANCE, TABLES
 
 WORDS = st.text("aZé ß中٣²_-,.ﬁİ\t", max_size=8)
 HOSTS = st.sampled_from(
@@ -30,6 +30,7 @@ VALUES = {
     pa.bool_(): st.booleans(),
     pa.string(): WORDS,
     pa.list_(pa.string()): st.lists(WORDS, max_size=4),
+    pa.list_(pa.float32()): st.lists(st.floats(-9, 9, width=32), min_size=DIMENSIONS, max_size=DIMENSIONS),
 }
 STATUS = st.sampled_from(["active", "active", "paused", "archived"])
 SPECIAL = {
@@ -99,6 +100,13 @@ def reason(of: dict[str, Any]) -> str | None:
     return None if review == "approved" else f"review {review or 'without a status'}"
 
 
+def is_collected(of: dict[str, Any]) -> bool:
+    at, ends = of.get("ads.collected_at"), least(of.get("ad_groups.ends_at"), of.get("campaigns.ends_at"))
+    tables = ("ads", "ad_groups", "campaigns", "advertisers")
+    is_archived = any(of.get(f"{table}.status") == "archived" for table in tables)
+    return at is not None and (is_archived or (ends is not None and ends <= at))
+
+
 def least(*values: Any) -> Any:
     known = [value for value in values if value is not None]
     return min(known) if known else None
@@ -134,10 +142,12 @@ def test_control(given_rows: list[dict[str, Any]]) -> None:
     for of, found in zip(given_rows, made, strict=True):
         assert found["blocked_by"] == reason(of)
         assert found["is_servable"] == (reason(of) is None)
+        assert found["is_collected"] == is_collected(of)
         assert found["starts_at_ms"] == greatest(of.get("ad_groups.starts_at"), of.get("campaigns.starts_at"))
         assert found["ends_at_ms"] == least(of.get("ad_groups.ends_at"), of.get("campaigns.ends_at"))
         assert found["targeting_terms"] == sorted(terms(of, ""))
-        assert found["excluded_terms"] == sorted(terms(of, "excluded_"))
+        blocked = {f"category={normal(value)}" for value in of.get("advertisers.blocked_categories") or []}
+        assert found["excluded_terms"] == sorted(terms(of, "excluded_") | blocked)
         assert found["countries"] == of.get("ad_groups.countries")
         bid = of.get("ad_groups.bid_usd_micros")
         times = or_(of.get("ads.bid_multiplier"), 1.0) * or_(of.get("campaigns.bid_multiplier"), 1.0)
@@ -173,6 +183,7 @@ def test_content(given_rows: list[dict[str, Any]]) -> None:
         assert found["text_term_count"] == len(said)
         assert found["annotations"] == sorted({normal(x) for xs in listed.values() for x in xs})
         assert found["title"] == of.get("pins.title")
+        assert found["visual_embedding"] == of.get("images.visual_embedding")
         measure = {
             name.partition(".")[2]: value for name, value in of.items() if name.startswith("images.")
         }.get

@@ -9,8 +9,17 @@ from typing import Any, NamedTuple
 import hypothesis.strategies as st
 from hypothesis import given
 
-from pipelines.ads import rows
-from pipelines.ads.schema import ADS, CONTENT, CONTROL, PERFORMANCE
+from pipelines.ads import generator, rows
+from pipelines.ads.schema import (
+    ADS,
+    CONTENT,
+    CONTROL,
+    PERFORMANCE,
+    TABLES,
+    Column,
+    are_kept,
+    checked,
+)
 
 COLUMNS = ("status", "name", "clicks_7d", "clicks_28d", "not_declared")
 FAMILIES = (CONTROL, CONTENT, PERFORMANCE)
@@ -70,9 +79,10 @@ def test_a_row_is_what_its_records_say_together(said: list[Said], random: Any) -
 
 
 @given(st.lists(records, max_size=8))
-def test_a_row_is_there_if_a_column_is_above_its_deletion(said: list[Said]) -> None:
+def test_a_row_is_there_if_a_column_of_its_own_is_above_its_deletion(said: list[Said]) -> None:
     deleted = max((record.version for record in said if record.values is None), default=0)
-    assert rows.is_there(folded(said)) == any(record.values and record.version > deleted for record in said)
+    named = {name for record in said if record.version > deleted for name in record.values or ()}
+    assert rows.is_there(folded(said), ADS) == bool(named & {"status", "name"})
 
 
 @given(st.lists(records, max_size=12, unique_by=lambda record: record.version))
@@ -84,6 +94,7 @@ def test_a_stand_grows_with_every_change_of_its_family(said: list[Said]) -> None
         for family in FAMILIES:
             was, now = (rows.stand(one, ADS, family) for one in (row, newer))
             is_changed = any(column.name in changed for column in ADS.of_family(family))
+            is_changed |= rows.is_there(row, ADS) != rows.is_there(newer, ADS)
             assert now > was if is_changed else now >= was
         row = newer
 
@@ -113,3 +124,42 @@ def test_one_and_true_and_one_point_zero_are_three_values() -> None:
     assert typed(rows.changed(one, true)) == '{"not_declared": [1, true]}'
     assert typed(rows.changed(one, float_one)) == '{"not_declared": [1, 1.0]}'
     assert rows.changed(one, one) == {}
+
+
+ODD = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        1,
+        -1,
+        2**60,
+        1.0,
+        -0.5,
+        200.0,
+        "",
+        "active",
+        "a\0",
+        "ß" * 300,
+        "x" * 5_000,
+        [],
+        ["b", "a"],
+    ]
+)
+KEPT = (
+    ODD
+    | st.lists(st.floats(-2e3, 2e3) | st.integers(0, 1), min_size=31, max_size=32)
+    | st.lists(st.sampled_from(["a", "b", "", "c" * 300, "18-24", None, 1]), max_size=4)
+)
+
+
+@given(st.sampled_from([c for table in TABLES.values() for c in table.columns]), st.lists(KEPT, max_size=4))
+def test_a_column_that_is_kept_as_a_whole_is_kept_value_by_value(column: Column, said: list[Any]) -> None:
+    if are_kept(column, said):
+        assert typed({"": [checked(column, value) for value in said]}) == typed({"": said})
+
+
+def test_a_generated_account_is_kept_as_a_whole() -> None:
+    for table, rows_ in generator.account(30, seed=1):
+        for column in table.sourced:
+            assert are_kept(column, rows_.column(column.name).to_pylist()), column.name

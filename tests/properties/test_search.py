@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.indexing import access
+from pipelines.indexing import access, build, documents
+from pipelines.indexing import facts as fact
 from pipelines.indexing.access import Filter
+from pipelines.indexing.base import open_base
+from pipelines.indexing.documents import Condition, DocumentsView, Ranking
+from pipelines.indexing.position import Position
 from tests import oracle
+from tests.oracle import Statement
 from tests.properties import specs
-from tests.properties.harness import Home, Ledger, cases, drive
+from tests.properties.harness import Home, Ledger, cases, drive, rows_of
 from tests.properties.strategies import KEYS, TEXTS, History, histories
 
 pytestmark = pytest.mark.timeout(1800)  # about two minutes where nothing else runs
@@ -85,13 +90,19 @@ def check_filters(home: Home, ledger: Ledger, k: int) -> None:
             numbers = [document.get(family, {}).get(column) for family, column in SCORED]
             if numbers[0] is not None:
                 scored.append((key, float(numbers[0] * 2 - (numbers[1] or 0))))
-        best = sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
-        assert home.view().ranked(wanted, SCORED, score, k) == best, wanted
+        best = sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+        assert home.view().ranked(wanted, RANKING, k) == best[:k], wanted
+        odd = [pair for pair in best if (found[pair[0]].get("control", {}).get("number") or 0) % 2]
+        assert home.view().ranked(wanted, RANKING, k, ODD) == odd[:k], wanted
 
 
 def score(columns: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
     """Twice the content's number less the control's, where the content has one."""
     return columns[SCORED[0]] * 2 - np.nan_to_num(columns[SCORED[1]])
+
+
+RANKING = Ranking(tuple(SCORED), score)
+ODD = Condition((SCORED[1],), lambda columns: columns[SCORED[1]] % 2 == 1)
 
 
 def check_terms(home: Home, ledger: Ledger) -> None:
@@ -114,14 +125,33 @@ def check_vectors(home: Home, ledger: Ledger) -> None:
         assert row == (modelled[key]["vector"] if key in modelled else [0.0] * specs.DIMENSIONS)
 
 
+def check_streamed_vectors(home: Home, ledger: Ledger, query: np.ndarray, k: int) -> None:
+    """The vectors of a family that a stream feeds, and what is nearest by them: as the documents are now."""
+    found = oracle.documents(ledger.visible(), specs.PRESENCE)
+    said = {key: document.get("content", {}).get("shape") or [] for key, document in found.items()}
+    shapes = {key: shape for key, shape in said.items() if len(shape) == specs.DIMENSIONS}
+    matrix, has = home.view().vectors("alike", list(found))
+    assert has.tolist() == [key in shapes for key in found]
+    assert matrix.tolist() == [shapes.get(key, [0.0] * specs.DIMENSIONS) for key in found]
+    scores = {key: sum(float(a) * b for a, b in zip(query, shapes[key], strict=True)) for key in shapes}
+    for where in WANTED:
+        passing = oracle.matching(found, {COLUMNS[name]: term for name, term in where.items()})
+        scored = [(key, score) for key, score in scores.items() if key in passing]
+        expected = sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+        assert home.view().search("alike", query, k, where) == expected, where
+
+
 def run(history: History) -> None:
-    """What is found by terms and by numbers, at every step of a history."""
+    """What is found by terms, by numbers and by vectors that a stream brings, at every step of a history."""
 
     def check(home: Home, ledger: Ledger) -> None:
         check_terms(home, ledger)
         check_filters(home, ledger, 3)
+        check_streamed_vectors(home, ledger, np.array([1, -2, 1, 2], np.float32), 3)
 
-    drive(specs.searchable(), history, check)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "FEW_ROWS", 1)  # or the best would never be tried first
+        drive(specs.searchable(), history, check)
 
 
 @cases(300)
@@ -134,6 +164,7 @@ def test_found_by_term_and_by_vector_equals_brute_force(
     def check(home: Home, ledger: Ledger) -> None:
         check_terms(home, ledger)
         check_vectors(home, ledger)
+        check_streamed_vectors(home, ledger, query, k)
         check_filters(home, ledger, k)
         for number, where in enumerate(WANTED):
             left_out = excluded if number % 2 else set()
@@ -141,6 +172,43 @@ def test_found_by_term_and_by_vector_equals_brute_force(
             assert home.view().search("near", query, k, where, left_out) == expected, where
 
     drive(specs.searchable(), history, check)
+
+
+@cases(100)
+@given(HISTORIES)
+def test_the_best_are_tried_first(history: History) -> None:
+    run(history)
+
+
+@cases(20)
+@given(
+    numbers=st.lists(st.integers(0, 3), min_size=30, max_size=80),
+    k=st.integers(1, 9),
+    shard_count=st.integers(1, 2),
+)
+def test_of_many_that_tie_the_least_keys_are_answered(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], k: int, shard_count: int
+) -> None:
+    rows = [
+        Statement(
+            "content", b"%d" % place, payload={"text": None, "number": number, "words": [], "shape": None}
+        )
+        for place, number in enumerate(numbers)
+    ]
+    there = [
+        Statement(specs.PRESENCE, row.key, payload={"text": None, "number": 1, "words": [], "shape": None})
+        for row in rows
+    ]
+    table = fact.table(specs.searchable(), rows_of([*rows, *there]))
+    folder = tmp_path_factory.mktemp("ties") / "base"
+    build.build_local(specs.searchable(), table, folder, build.Meta("v", Position()), shard_count=shard_count)
+    view = DocumentsView(open_base(specs.searchable(), folder))
+    best = sorted(
+        ((row.key, numbers[place] * 2 - 1.0) for place, row in enumerate(rows)), key=lambda p: (-p[1], p[0])
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "FEW_ROWS", 1)
+        assert view.ranked(Filter(), RANKING, k) == best[:k]
 
 
 @cases(100)

@@ -10,6 +10,8 @@ import pytest
 
 from assets import freshness, streams
 from jobs.definitions import defs
+from pipelines import indices
+from pipelines.ads.schema import TABLES
 from pipelines.contracts import CONTRACTS
 
 START = datetime(2024, 3, 1, 1, 0, tzinfo=UTC)
@@ -17,7 +19,8 @@ RAW = {dg.AssetKey(["raw", contract.name]) for contract in CONTRACTS.values()}
 MAINTENANCE = dg.AssetSelection.groups("maintenance").resolve(defs.resolve_asset_graph())
 DAYS = dg.AssetSelection.groups("backfill").resolve(defs.resolve_asset_graph())
 STREAMS = streams.ALL.resolve(defs.resolve_asset_graph())
-BUILT = defs.resolve_asset_graph().get_all_asset_keys() - MAINTENANCE - DAYS - STREAMS
+ADS = dg.AssetSelection.groups("ads_upkeep").resolve(defs.resolve_asset_graph())
+BUILT = defs.resolve_asset_graph().get_all_asset_keys() - MAINTENANCE - ADS - DAYS - STREAMS
 CURATED = dg.AssetKey(["curated", "user_interactions"])
 
 
@@ -62,8 +65,9 @@ def test_everything_is_asked_for_every_four_hours_and_not_in_between(instance: d
 @pytest.mark.parametrize("passed", [True, False])
 def test_nothing_is_asked_for_behind_a_check_that_failed(instance: dg.DagsterInstance, passed: bool) -> None:
     _, cursor = asked(instance, START)
-    for name in ("user_interactions", "pins_catalogue", "pins_offer"):
-        key = dg.AssetKey(["curated", name])
+    curated = [["curated", name] for name in ("user_interactions", "pins_catalogue", "pins_offer")]
+    for path in [*curated, *(["repo", name] for name in TABLES)]:
+        key = dg.AssetKey(path)
         instance.report_runless_asset_event(dg.AssetMaterialization(key))
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
@@ -83,7 +87,7 @@ def test_every_table_has_a_blocking_check_and_the_sensor_runs_by_itself() -> Non
     assert checked == {
         key
         for key in graph.get_all_asset_keys()
-        if key.path[0] in ("curated", "curated_days", "features", "base")
+        if key.path[0] in ("curated", "curated_days", "features", "repo", "base")
     }
     assert chosen("automation").resolve(graph) == BUILT
 
@@ -106,8 +110,17 @@ def test_maintenance_is_asked_for_each_hour_and_orphans_once_a_day_apart_from_bu
     assert {("raw", "pin_updates"), ("index", "pins"), ("indices", "pins")} <= tables
 
 
+def test_the_ads_account_is_looked_after_once_a_day_apart_from_builds(instance: dg.DagsterInstance) -> None:
+    assert dg.AssetKey(["ops", "ads_unsynced"]) in ADS
+    _, cursor = asked(instance, START, sensor="maintenance")
+    _, cursor = asked(instance, START + timedelta(hours=2, minutes=16), cursor, "maintenance")
+    keys, cursor = asked(instance, START + timedelta(hours=2, minutes=18), cursor, "maintenance")
+    assert keys == ADS
+    assert ADS & defs.resolve_job_def("build").asset_layer.executable_asset_keys == set()
+
+
 def test_a_build_waits_for_no_stream() -> None:
-    assert {key.path[1] for key in STREAMS} == {"archive", "user_interactions", "pin_updates"}
+    assert {key.path[1] for key in STREAMS} == {"archive", *indices.STREAMS}
     graph = defs.resolve_asset_graph()
     for key in STREAMS:
         assert not graph.get(key).is_executable

@@ -18,6 +18,9 @@ from typer.testing import CliRunner
 
 from jobs import cli, controls
 from jobs.cli import data, shared
+from pipelines.ads import repository, updater
+from pipelines.ads.repository import Update
+from pipelines.ads.updater import Event
 from pipelines.settings import ROOT, Settings
 
 COMMANDS = [
@@ -38,6 +41,7 @@ COMMANDS = [
     "dead-letters",
     "lineage",
     "account",
+    "ads",
     "trace",
     "logs",
     "quality",
@@ -90,6 +94,12 @@ def test_every_command_has_help(command: str) -> None:
     found = run.invoke(cli.app, [command, "--help"])
     assert found.exit_code == 0
     assert len(found.stdout) > 200
+
+
+def test_a_benchmark_says_its_own_options() -> None:
+    found = run.invoke(cli.app, ["bench", "ads-freshness", "--help"])
+    assert found.exit_code == 0
+    assert "--backfill" in found.stdout and "--warm-up" in found.stdout
 
 
 def test_every_command_that_answers_has_json() -> None:
@@ -154,9 +164,8 @@ def test_status_of_nothing_is_exit_code_1_and_names_every_process(settings: Sett
     found = tidemark(settings, "status", "--json")
     assert found.returncode == 1
     said = json.loads(found.stdout)
-    assert {p["name"]: p["state"] for p in said["processes"]} == dict.fromkeys(
-        ("broker", "collector", "streams", "serving", "dagster", "trino"), "stopped"
-    )
+    names = ("broker", "collector", "ads", "streams", "serving", "dagster", "trino", "ads-db", "ads-connect")
+    assert {p["name"]: p["state"] for p in said["processes"]} == dict.fromkeys(names, "stopped")
 
 
 def test_down_of_nothing_is_fine(settings: Settings) -> None:
@@ -281,3 +290,23 @@ def test_pins_and_counts_are_tables() -> None:
 def test_a_refusal_names_the_field() -> None:
     found = run.invoke(cli.app, ["query", "pin", "none"])
     assert "pin_id: there is no such pin" in str(found.exception)
+
+
+def test_a_transaction_that_waits_is_listed_and_released(settings: Settings) -> None:
+    store = repository.opened(settings)
+    half = Update("campaigns", "c1", 5, {"status": "paused"})
+    updater.apply(store, [Event(half, transaction_id="t1", transaction_count=2)])
+    store.close()
+    (held,) = json.loads(tidemark(settings, "ads", "held", "--json").stdout)["held"]
+    assert (held["id"], held["arrived"], held["expected"]) == ("t1", 1, 2)
+    unknown = tidemark(settings, "ads", "release", "t2")
+    assert (unknown.returncode, "ads held" in unknown.stderr) == (1, True)
+    assert json.loads(tidemark(settings, "ads", "release", "t1", "--json").stdout)["changed_rows"] == 1
+    assert "no transaction waits" in tidemark(settings, "ads", "held").stderr
+
+
+def test_what_no_ads_are_chosen_by_is_told(settings: Settings) -> None:
+    for arguments in ((), ("a1", "--all"), ("--where", "campaign_id"), ("--where", "campaign_id=c", "--all")):
+        found = tidemark(settings, "ads", "refresh", *arguments)
+        assert (found.returncode, "error: " in found.stderr) == (1, True), arguments
+    assert "does not answer" in tidemark(settings, "ads", "enrich", "a1").stderr

@@ -23,7 +23,7 @@ from pipelines.ingest import broker
 from pipelines.settings import Settings
 from quality import gates
 
-NAMES = {"archive", "user_interactions", "pin_updates"}
+NAMES = {"archive", *indices.STREAMS}
 
 
 class NoBroker(TidemarkError):
@@ -92,7 +92,7 @@ def test_every_look_is_an_observation_and_only_what_is_alive_is_fresh(
 ) -> None:
     spec = indices.INDICES["pins"]
     first = observed(settings)
-    assert [type(event) for event in first.asset_events] == [dg.AssetObservation] * 3
+    assert [type(event) for event in first.asset_events] == [dg.AssetObservation] * len(NAMES)
     assert {event.asset_key for event in first.asset_events} == {streams.key(name) for name in NAMES}
     assert set(json.loads(str(first.cursor))) == NAMES
     commit(settings, spec, 0, Position({"pin-updates@1": {0: 5}}))

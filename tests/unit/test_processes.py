@@ -178,6 +178,19 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         processes.choose([script(SLEEP, "first")], ["sreaming"])
 
 
+def test_a_named_process_brings_others_and_a_signal_of_its_own_stops_it(keeper: Supervisor) -> None:
+    deaf_to_sigterm = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
+    first, brought = script(SLEEP, "first"), script(deaf_to_sigterm, "brought")
+    brought = brought._replace(stop_signal=signal.SIGINT, stop_timeout_s=30)
+    known = [script(SLEEP, "other"), first._replace(brings=("brought",)), brought]
+    assert [p.name for p in processes.choose(known, ["first"])] == ["first", "brought"]
+    assert [p.name for p in processes.choose(known, ["brought"])] == ["brought"]
+    assert processes.up(keeper, processes.choose(known, ["first"])) == ["first", "brought"]
+    before = time.monotonic()
+    assert processes.down(keeper, processes.choose(known, ["first"])) == ["brought", "first"]
+    assert time.monotonic() - before < 15
+
+
 def test_the_pid_file_is_whole_or_not_there(keeper: Supervisor) -> None:
     keeper.start(script(SLEEP))
     fields = json.loads(keeper.pid_file("worker").read_text())

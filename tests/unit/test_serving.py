@@ -20,6 +20,7 @@ from pipelines import indices
 from pipelines.indexing.position import Position
 from pipelines.recommend import candidates, fold_in
 from pipelines.serving.app import create_app
+from pipelines.serving.bypass import Bypass, under_entries
 from tests import serving_world as world
 from tests.conftest import small_settings
 
@@ -324,7 +325,7 @@ def test_headers_name_what_an_answer_stands_on(client: Client, home: Any, replic
     replica.followers["user_events"].fold([], Position({world.INTERACTIONS: {0: 15}}, frozenset()))
     many = client.get("/v1/users/u0/recommendations").headers
     assert many["tidemark-base-version"] == ", ".join(
-        f"{name}={version}" for name, version in versions.items()
+        f"{name}={versions[name]}" for name in ("pins", "user_events", "pin_counts")
     )
     assert many["tidemark-stale"] == "pins=false, user_events=true, pin_counts=false"
     folded = client.get("/v1/users/u0/events").headers["tidemark-position"]
@@ -373,6 +374,15 @@ def test_the_real_replica_serves(home: Any) -> None:
     assert 'tidemark_index_overlay_facts{index="pins"} 0.0' in text
 
 
+def test_metrics_are_told_of_ads_under_entries(home: Any) -> None:
+    """As `python -m pipelines.serving` serves them."""
+    settings, replica, _ = home
+    app = create_app(settings, under_entries(replica, settings))
+    text = Client(app).get("/metrics").body.decode()
+    assert 'tidemark_index_overlay_facts{index="ads"} 0.0' in text
+    assert "tidemark_freshness_seconds" in text
+
+
 def test_ready_and_health(client: Client, replica: Any) -> None:
     assert client.get("/healthz").json == {"status": "ok"}
     replica.followers["pins"].is_ready = False
@@ -419,6 +429,119 @@ def test_reports_are_shown_as_they_are_at_the_moment_and_nothing_beside_them(
     assert client.get("/reports/mine/index.html").body == b"<p>another"
     for path in ("/reports/../secret.html", "/reports/%2e%2e/secret.html", "/reports/mine/../../secret.html"):
         client.get(path, 404)
+
+
+# ------------------------------------------------------------------------------------------------------------------ ads
+
+
+def asked(client: Client, context: dict[str, Any], **more: Any) -> Any:
+    body = json.dumps({"context": context, **more}).encode()
+    reply = client.call("POST", "/v1/ads:candidates", body)
+    assert reply.status == 200, reply.body
+    return reply.json
+
+
+def shown(client: Client, **context: Any) -> list[str]:
+    return [ad["ad_id"] for ad in asked(client, context)["ads"]]
+
+
+def test_candidates(client: Client, home: Any) -> None:
+    said = asked(client, {"country": "us", "device": "web", "time_ms": 5})
+    quality = 0.5 * 0.5  # nothing but sharpness is known of the image, nor how safe it is
+    scores = [bid * 0.005 * (0.5 + quality) for bid in (2_000_000, 1_000_000, 500_000)]
+    assert [(ad["ad_id"], ad["effective_bid_usd_micros"]) for ad in said["ads"]] == [
+        ("a2", 2_000_000),
+        ("a1", 1_000_000),
+        ("a4", 500_000),
+    ]
+    np.testing.assert_allclose([ad["score"] for ad in said["ads"]], scores, rtol=1e-12)
+    assert said["ads"][0].items() >= {"campaign_id": "c1", "pin_id": "p1"}.items()
+    assert said["basis"] == {"kind": "light_score", "time_ms": 5}
+    assert shown(client) == ["a4"]
+    assert [ad["ad_id"] for ad in asked(client, {"country": "US"}, k=1)["ads"]] == ["a2"]
+    assert shown(client, country="US", excluded_advertisers=["v1"]) == []
+    now = asked(client, {})["basis"]["time_ms"]
+    assert abs(now - time.time() * 1000) < 60_000
+
+
+def test_an_ad(client: Client, home: Any) -> None:
+    reply = client.get("/v1/ads/a1")
+    assert reply.json["control"]["campaign_id"] == "c1"
+    assert reply.json["content"]["title"] == "A red Chair"
+    assert reply.json["versions"]["control"] == {"ads": 1, "ad_groups": 1, "campaigns": 1, "advertisers": 1}
+    assert reply.json["overridden_by"] == []
+    assert reply.headers["tidemark-base-version"] == home[2]["ads"]
+    assert client.get("/v1/ads/none", 404).json["error"]["field"] == "ad_id"
+    both = client.call("POST", "/v1/ads:batchGet", b'{"ad_ids": ["none", "a1"]}').json["documents"]
+    assert both == [{"ad_id": "none", "is_missing": True}, reply.json]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "context"),
+        ({"context": []}, "context"),
+        ({"context": {}, "k": 0}, "k"),
+        ({"context": {}, "k": 501}, "k"),
+        ({"context": {}, "k": True}, "k"),
+        ({"context": {"country": 1}}, "context.country"),
+        ({"context": {"device": "toaster"}}, "context.device"),
+        ({"context": {"nation": "US"}}, "context.nation"),
+        ({"context": {"interests": "oak"}}, "context.interests"),
+        ({"context": {"interests": ["oak", None]}}, "context.interests[1]"),
+        ({"context": {"keywords": ["x"] * 201}}, "context.keywords"),
+        ({"context": {"time_ms": -1}}, "context.time_ms"),
+        ({"context": {}, "limit": 1}, "limit"),
+    ],
+)
+def test_a_bad_context_is_named(client: Client, body: Any, field: str) -> None:
+    reply = client.call("POST", "/v1/ads:candidates", json.dumps(body).encode())
+    assert (reply.status, reply.json["error"]["field"]) == (400, field)
+    assert reply.json["error"]["allowed"]
+
+
+def test_ads_under_entries_of_the_bypass(home: Any, replica: Any) -> None:
+    still = replica.followers["ads"]
+    still.with_delta = True
+    bypass = Bypass(still, home[0])
+    replica.followers["ads"] = bypass
+    client = Client(create_app(home[0], replica))
+
+    def take(table: str, key: str, stand: int, **values: Any) -> None:
+        said = {"table": table, "key": key, "stand": stand, "values": values}
+        bypass.take(json.dumps(said).encode(), world.NEWEST_MS)
+        bypass.refresh()
+
+    limits = {"daily_budget_usd_micros": None, "lifetime_budget_usd_micros": None}
+    take("campaigns", "c1", 2, status="paused", **limits)
+    take("ads", "a3", 5, status="active")
+    assert shown(client, country="US") == ["a4"]
+    document = client.get("/v1/ads/a3").json
+    assert (document["control"]["ad_status"], document["control"]["blocked_by"]) == (
+        "active",
+        "campaign paused",
+    )
+    assert document["overridden_by"] == [
+        {"table": "ads", "key": "a3", "stand": 5},
+        {"table": "campaigns", "key": "c1", "stand": 2},
+    ]
+    take("campaigns", "c1", 1, status="archived", **limits)  # late
+    take("campaigns", "c1", 3, status="active", **limits)
+    assert shown(client, country="US") == ["a2", "a1", "a3", "a4"]
+    take("advertisers", "v1", 9, status="active", balance_usd_micros=0)
+    assert shown(client, country="US") == []
+    rows = {table: {key: dict(row) for key, row in of.items()} for table, of in world.account().items()}
+    rows["advertisers"]["v1"] |= {"stand": 9, "balance_usd_micros": 7}
+    still.view = still.view.folded(world.ads_facts(rows), Position({}))
+    bypass.refresh()
+    assert shown(client, country="US") == ["a2", "a1", "a3", "a4"]
+    assert client.get("/v1/ads/a4").json["overridden_by"] == []
+    still.with_delta = False
+    bypass.refresh()
+    assert shown(client, country="US") == ["a2", "a1", "a4"]
+    bypass.take(b"{}", world.NEWEST_MS)
+    status = bypass.status()
+    assert (status["bypass_entries"], status["bypass_overridden"], status["bypass_refused"]) == (3, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -517,6 +640,9 @@ PARTS = st.one_of(
             "..",
             "",
             "pins:batchGet",
+            "ads",
+            "a1",
+            "ads:candidates",
         ]
     ),
     st.text(max_size=6).map(lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="")),
@@ -530,13 +656,25 @@ SHAPES = st.sampled_from(
         "/v1/pins/{}",
         "/v1/pins/{}/counts",
         "/v1/pins/{}/similar",
+        "/v1/ads/{}",
     ]
 )
 PATHS = st.one_of(
     st.lists(PARTS, max_size=6).map(lambda parts: "/" + "/".join(parts)),
     st.tuples(SHAPES, PARTS).map(lambda pair: pair[0].format(pair[1])),
     st.sampled_from(
-        ["/v1/pins:batchGet", "/v1/indices", "/healthz", "/readyz", "/metrics", "/", "/docs", "/openapi.json"]
+        [
+            "/v1/pins:batchGet",
+            "/v1/ads:batchGet",
+            "/v1/ads:candidates",
+            "/v1/indices",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/",
+            "/docs",
+            "/openapi.json",
+        ]
     ),
     PARTS.map(lambda part: f"/reports/{part}"),
 )
@@ -572,12 +710,19 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
+CONTEXTS = ANY_JSON | st.dictionaries(
+    st.sampled_from(
+        ["country", "device", "interests", "keywords", "time_ms", "excluded_advertisers", "category"]
+    ),
+    ANY_JSON | st.lists(st.text(max_size=5), max_size=3),
+)
 BODIES = st.one_of(
     st.just(b""),
     st.binary(max_size=40),
     ANY_JSON.map(lambda value: json.dumps(value).encode()),
     ANY_JSON.map(lambda value: json.dumps({"pin_ids": value}).encode()),
     st.lists(st.text(max_size=5), max_size=4).map(lambda ids: json.dumps({"pin_ids": ids}).encode()),
+    st.tuples(CONTEXTS, ANY_JSON).map(lambda pair: json.dumps({"context": pair[0], "k": pair[1]}).encode()),
 )
 TYPES = st.sampled_from(
     ["application/json", "application/json; charset=utf-8", "text/plain", "", "☃".encode().decode("latin-1")]

@@ -15,14 +15,14 @@ OF_INDICES = [suite(spec) for spec in INDICES.values() for suite in (of_index, o
 COPIES = {index_rows.delta_table(spec).name.partition(".")[2] for spec in INDICES.values()}
 
 
-def test_each_raw_curated_and_feature_table_has_a_suite_and_its_checks() -> None:
-    declared = {name for name in lake.TABLES if name.split(".")[0] in ("raw", "curated", "features")}
+def test_each_raw_curated_feature_and_dumped_table_has_a_suite_and_its_checks() -> None:
+    declared = {name for name in lake.TABLES if name.split(".")[0] in ("raw", "curated", "features", "repo")}
     assert SUITES.keys() == declared
     graph = defs.resolve_asset_graph()
     assets = {key for key in graph.get_all_asset_keys() if ".".join(key.path) in SUITES}
     checks = {(key.asset_key, key.name) for key in graph.asset_check_keys}
     assert {(key, name) for key in assets for name in ("expectations", "history")} <= checks
-    others = {name for _, name in checks} - {"expectations", "history", "gate"}
+    others = {name for _, name in checks} - {"expectations", "history", "gate", "account"}
     assert others >= COPIES
     beside = {"raw." + name for name in others - COPIES}
     assert {".".join(key.path) for key in assets} | beside == declared

@@ -84,7 +84,7 @@ def register(app: FastAPI, ground: Ground) -> None:
 
     async def batch_get(call: Call) -> Answer:
         position = call.query("min_position").min_position()
-        batch = read_batch(await call.body(), call.header(b"content-type"))
+        batch = read_batch(await call.body(), call.header(b"content-type"), "pin_ids")
         standing = await ground.at(position, PINS)
         found = standing.views[PINS].get(batch.keys, candidates.FAMILIES)
         written = [
