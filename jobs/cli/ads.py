@@ -32,29 +32,40 @@ def update(
         typer.Argument(metavar="[JSON]...", help="Records; `-` or none: one a line from standard input."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one record a line, or a JSON array.")] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(help="Until documents are on their way; print the position at which they are served."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Send changes of rows to the process `ads`, and print what became of each that was not simply written.
 
-    Exit code 1 if one was refused; the others are written.
+    Exit code 1 if one was refused (the others are written), or with `--wait` not on its way in time.
     """
     from jobs.cli.data import parse_record, read_records
+    from pipelines.ads.calls import MAX_WAIT_MS
+    from pipelines.indexing.position import EMPTY, from_token
     from pipelines.ingest.http import MAX_RECORDS
 
-    settings = load_settings()
+    settings, reached, is_published = load_settings(), EMPTY, True
+    options = {"wait_ms": MAX_WAIT_MS} if wait else {}
     lines = read_records(records or [], file)
     given = [parse_record(line, number) for number, line in enumerate(lines, 1)]
     results: list[dict[str, Any]] = []
     waiting: dict[str, Any] = {}
     for start in range(0, len(given), MAX_RECORDS):
         part = given[start : start + MAX_RECORDS]
-        answer = _call(settings, "update", {"changes": part}, partly=True)
+        answer = _call(settings, "update", {"changes": part} | options, partly=True)
+        if answer["position"] is not None:
+            reached = reached.merge(from_token(answer["position"]))
+        is_published &= answer["is_published"]
         results += [one | {"index": start + one["index"]} for one in answer["results"]]
         waiting |= {one["transaction"]: one for one in answer["waiting"]}
     refused = [one for one in results if one["status"] == "refused"]
     visible = sum(one.get("visible") is not None for one in results)
     if as_json:
-        console.emit_json({"results": results, "waiting": list(waiting.values())})
+        told = {"position": reached.token(), "is_published": is_published}
+        console.emit_json({"results": results, "waiting": list(waiting.values())} | told)
     else:
         console.say(f"{len(results) - len(refused)} accepted, {visible} of them changed what is seen")
         for one in refused:
@@ -62,7 +73,13 @@ def update(
         for one in waiting.values():
             expected = "an unknown number" if one["expected"] is None else one["expected"]
             console.say(f"transaction {one['transaction']} waits: {one['arrived']} of {expected} are there")
-    if refused:
+        if wait and is_published:
+            print(reached.token())
+        elif wait:
+            console.say(
+                f"after {MAX_WAIT_MS // 1000} s not all documents are on their way: see `tidemark status`"
+            )
+    if refused or (wait and not is_published):
         raise typer.Exit(1)
 
 

@@ -194,16 +194,14 @@ def send(
     """
     from pipelines import tracing
     from pipelines.contracts import contract_of
-    from pipelines.ingest.producer import Producer
+    from pipelines.ingest.producer import Producer, position_of
 
     settings, contract, trace = load_settings(), contract_of(topic), tracing.begin()
     lines = read_records(records or [], file)
     with Producer(settings) as producer:
         if unchecked:
-            from pipelines.indexing.position import merge_all
-
             sent = producer.send(contract.topic, [(None, line.encode()) for line in lines], trace)
-            position = merge_all(delivery.position for delivery in sent)
+            position = position_of(sent)
         else:
             objects = [parse_record(line, number) for number, line in enumerate(lines, 1)]
             chosen = [filled(one) for one in objects] if fill else objects

@@ -18,18 +18,20 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from pipelines.ads import enrichment, handlers, joined, refresh, schema, updater
+from pipelines.ads import enrichment, handlers, joined, refresh, repository, schema, updater
 from pipelines.ads.metrics import CALL, Metrics
+from pipelines.ads.publisher import Sent
 from pipelines.ads.refresh import FAMILIES, PREDICATES, BadChoice, Choice
 from pipelines.ads.repository import Change, Repository
 from pipelines.ads.updater import Held
 from pipelines.contracts import ADS_CHANGES, Refusal, decode
-from pipelines.indexing.position import merge_all
+from pipelines.indexing.position import EMPTY
 from pipelines.ingest import http
 from pipelines.ingest.http import MAX_BODY_BYTES, Endpoint, Problem
-from pipelines.ingest.producer import Delivery, Producer
+from pipelines.ingest.producer import Delivery, Producer, position_of
 from pipelines.tracing import Trace, ranges_of
 
+MAX_WAIT_MS = 5_000
 MAX_ENRICHED = 1_000
 MAX_BACKFILLED = 100_000
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Desk(Protocol):
     store: Repository
     producer: Producer
     metrics: Metrics
+    sent: Sent
 
     def tell(self) -> None:
         """Something was committed that others wait for."""
@@ -60,7 +63,9 @@ def update(desk: Desk, body: bytes, trace: Trace) -> Answer:
         RepositoryError: The repository is away. What the topic has of the records is written once it is back.
     """
     began = time.perf_counter()
-    values = [orjson.dumps(record) for record in http.records("changes", body)]
+    records, options = http.records_and("changes", body, ["wait_ms"])
+    wait_ms = _wait_ms(options)
+    values = [orjson.dumps(record) for record in records]
     now_ms = time.time_ns() // 1_000_000
     decided = [decode(ADS_CHANGES, value, now_ms) for value in values]
     accepted = [
@@ -68,15 +73,17 @@ def update(desk: Desk, body: bytes, trace: Trace) -> Answer:
     ]
     refusals = [row for row in decided if isinstance(row, Refusal)]
     desk.metrics.count(CALL, len(accepted), [refusal.reason for refusal in refusals])
-    written = _written(desk, accepted, trace) if accepted else _Written([], {}, {})
+    written = _written(desk, accepted, trace) if accepted else _Written([], {}, {}, 0)
+    rows = [row for row, _ in accepted]
+    concerned = {*written.changes, *((row["table"], row["key"]) for row in rows)}
+    keys = desk.sent.wait(written.seq, concerned, wait_ms / 1000)
     _log(len(decided), written, refusals, trace, began)
-    lines = iter(_accepted(written, [row for row, _ in accepted]))
+    lines = iter(_accepted(written, rows))
     answer: dict[str, Any] = {
         "accepted": len(accepted),
         "refused": len(refusals),
-        "position": merge_all(delivery.position for delivery in written.deliveries).token()
-        if accepted
-        else None,
+        "position": position_of(written.deliveries).merge(keys or EMPTY).token() if accepted else None,
+        "is_published": keys is not None,
         "waiting": [_waiting(one) for one in written.held.values()],
         "results": [
             http.refused(number, row) if isinstance(row, Refusal) else {"index": number, **next(lines)}
@@ -87,11 +94,13 @@ def update(desk: Desk, body: bytes, trace: Trace) -> Answer:
 
 
 class _Written(NamedTuple):
-    """Where the broker has the records, what they made visible by table and key, and which transactions wait."""
+    """Where the broker has the records, what they made visible by table and key, which transactions wait, and the
+    number of the repository's newest change then."""
 
     deliveries: list[Delivery]
     changes: dict[tuple[str, str], Change]
     held: dict[str, Held]
+    seq: int
 
 
 def _written(desk: Desk, accepted: Sequence[tuple[Mapping[str, Any], bytes]], trace: Trace) -> _Written:
@@ -101,10 +110,20 @@ def _written(desk: Desk, accepted: Sequence[tuple[Mapping[str, Any], bytes]], tr
     with desk.store.writing() as connection:
         changes = updater.write(connection, events)
         held = {one.id: one for one in updater.held(connection, named)} if named else {}
+        seq = repository.last_change(connection)
         deliveries = desk.producer.send(ADS_CHANGES.topic, records, trace)
     desk.metrics.observe_commit(changes)
     desk.tell()
-    return _Written(deliveries, {(change.table, change.key): change for change in changes}, held)
+    return _Written(deliveries, {(change.table, change.key): change for change in changes}, held, seq)
+
+
+def _wait_ms(options: Mapping[str, Any]) -> int:
+    found = options.get("wait_ms", 0)
+    if type(found) is not int or not 0 <= found <= MAX_WAIT_MS:
+        raise Problem(
+            400, "wait_ms", "wait_ms is not a time to wait", f"a whole number from 0 to {MAX_WAIT_MS}"
+        )
+    return found
 
 
 def _accepted(written: _Written, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -287,6 +306,7 @@ def endpoints() -> list[Endpoint]:
         "accepted": 1,
         "refused": 0,
         "position": "eyJ0b3BpY3MiOnt9fQ",
+        "is_published": True,
         "waiting": [],
         "results": [line],
     }
@@ -305,12 +325,19 @@ def endpoints() -> list[Endpoint]:
             "Each record is checked by the contract of `ads-changes`. A refused one is not written. The others are "
             "written to the topic and applied to the repository; each is listed with its position and with what became "
             "visible of its row by this call: null where nothing did, because the repository had it, or because its "
-            "transaction waits for the rest (`waits_for`, and `waiting`). 503: nothing is promised; send the request "
+            "transaction waits for the rest (`waits_for`, and `waiting`). With `wait_ms` (at most "
+            f"{MAX_WAIT_MS:,}) the answer comes once the keys of the concerned documents are sent, or when the time is "
+            "over: where `is_published` says true, its position covers them, and serving that is asked with it as "
+            "`min_position` answers with these changes. 503: nothing is promised; send the request "
             "again, repeats change nothing.",
             update,
             {
                 "several": {"summary": "Several records", "value": {"changes": examples}},
                 "one": {"summary": "One record alone", "value": examples[1]},
+                "read": {
+                    "summary": "To be read at once",
+                    "value": {"changes": examples[:1], "wait_ms": 2_000},
+                },
             },
             {200: ("At least one record was accepted.", taken), **failures},
         ),

@@ -167,14 +167,7 @@ def _position(settings: Settings) -> Position:
             "no broker answers: the dump stands at the position of the one before, %s", held.to_text()
         )
         return held
-    ends: dict[str, dict[int, int]] = {}
-    for topic in (contract.topic for contract in ADS_KEYS):
-        try:
-            (topic_id,) = broker.topic_ids(settings, [topic]).values()
-        except broker.TopicMissing:
-            continue  # nothing was ever sent to it
-        ends[topic_id] = {number: end for number, (_, end) in broker.offsets(settings, topic).items()}
-    return held.merge(Position(ends))
+    return held.merge(broker.ends(settings, (contract.topic for contract in ADS_KEYS)))
 
 
 # ------------------------------------------------------------------------------------------------ a row's columns

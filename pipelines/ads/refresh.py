@@ -71,7 +71,7 @@ def send(
     for topic in topics:
         with store.reading() as connection:
             chosen = ((key, None) for key in _at_ease(keys(connection, choice)))
-            sent[topic] = publisher.send(producer, topic, chosen)
+            sent[topic] = publisher.send(producer, topic, chosen).keys
     return sent
 
 

@@ -58,6 +58,7 @@ class Ads:
         publisher.subscribe(self.store)
         bypass.subscribe(self.store)
         self.producer = Producer(settings)
+        self.sent = publisher.Sent()
         self.threads = ThreadPoolExecutor(_THREADS, "ads-call")
         self._is_over = threading.Event()
         self._woken = {name: threading.Event() for name in (publisher.SUBSCRIBER, bypass.SUBSCRIBER)}
@@ -127,9 +128,11 @@ class Ads:
 
     def _publish(self) -> None:
         broker.ensure_topics(self.settings, publisher.TOPICS)
+        self.sent.begin(broker.ends(self.settings, (route.topic for route in publisher.ROUTES)))
 
         def once() -> int:
             published = publisher.publish(self.store, self.producer)
+            self.sent.add(published)
             self.metrics.count_keys(published.keys)
             self.metrics.observe_keys(published.changes)
             return published.seq

@@ -277,6 +277,22 @@ def earliest(settings: Settings, ids: Mapping[str, str]) -> Position:
     )
 
 
+def ends(settings: Settings, topics: Iterable[str]) -> Position:
+    """The position that covers all that topics have; without those that were never made.
+
+    Raises:
+        BrokerError: The broker cannot be reached.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for topic in topics:
+        try:
+            (topic_id,) = topic_ids(settings, [topic]).values()
+        except TopicMissing:
+            continue
+        found[topic_id] = {number: end for number, (_, end) in offsets(settings, topic).items()}
+    return Position(found)
+
+
 def offsets(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
     """Of each partition of a topic the first offset that is still there, and the end.
 

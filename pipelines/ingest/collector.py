@@ -24,11 +24,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pipelines import logs, tracing
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode
-from pipelines.indexing.position import merge_all
 from pipelines.ingest import http
 from pipelines.ingest.evolution import Known
 from pipelines.ingest.http import MAX_BODY_BYTES, RETRY_AFTER_S
-from pipelines.ingest.producer import Delivery, NotDelivered, Producer
+from pipelines.ingest.producer import Delivery, NotDelivered, Producer, position_of
 from pipelines.settings import Settings, load
 from pipelines.tracing import Trace
 
@@ -122,9 +121,7 @@ class Collector:
         answer: dict[str, Any] = {
             "accepted": len(sent),
             "refused": len(rows) - len(sent),
-            "position": merge_all(delivery.position for delivery in deliveries).token()
-            if deliveries
-            else None,
+            "position": position_of(deliveries).token() if deliveries else None,
             "results": results,
         }
         if sent:

@@ -200,16 +200,30 @@ def records(name: str, body: bytes) -> list[Any]:
     Raises:
         Problem: The body is not that, or there are too many.
     """
+    return records_and(name, body, ())[0]
+
+
+def records_and(name: str, body: bytes, options: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """The records of a body, and what it says beside several of them.
+
+    Args:
+        name: Of the field that has several records.
+        body: The body.
+        options: The names of fields that may stand beside it.
+
+    Raises:
+        Problem: The body is not that, or there are too many records.
+    """
     parsed = read(body, f'{{"{name}": [1 to {MAX_RECORDS} records]}}, or one record')
     if name not in parsed:
-        return [parsed]
-    found = parsed[name]
+        return [parsed], {}
+    found = parsed.pop(name)
     if not isinstance(found, list):
         raise Problem(400, name, f"{name} is not an array", f"1 to {MAX_RECORDS} records")
-    require_only(parsed, [name])
+    require_only(parsed, options)
     if not 1 <= len(found) <= MAX_RECORDS:
         raise Problem(400, name, f"there are {len(found)} records", f"1 to {MAX_RECORDS} records")
-    return found
+    return found, parsed
 
 
 def require_only(parsed: Mapping[str, Any], names: Sequence[str]) -> None:

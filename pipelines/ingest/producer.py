@@ -20,7 +20,7 @@ from confluent_kafka import Producer as KafkaProducer
 from pipelines import tracing
 from pipelines.contracts import Contract, Refusal, decode
 from pipelines.errors import TidemarkError
-from pipelines.indexing.position import Position, merge_all
+from pipelines.indexing.position import Position
 from pipelines.ingest import broker
 from pipelines.ingest.broker import BrokerError
 from pipelines.settings import Settings
@@ -59,6 +59,15 @@ class Delivery(NamedTuple):
     def place(self) -> Place:
         """What names the record from now on."""
         return Place(self.topic_id, self.partition, self.offset)
+
+
+def position_of(deliveries: Iterable[Delivery]) -> Position:
+    """The least position that covers all of the records."""
+    ends: dict[str, dict[int, int]] = {}
+    for topic_id, partition, offset in deliveries:
+        offsets = ends.setdefault(topic_id, {})
+        offsets[partition] = max(offset + 1, offsets.get(partition, 0))
+    return Position(ends)
 
 
 class _Batch:
@@ -179,7 +188,7 @@ class Producer:
                     remedy=f"see the contract of {contract.topic}: {row.reason}",
                 )
             records.append((row[contract.key_field].encode(), value))
-        return merge_all(delivery.position for delivery in self.send(contract.topic, records, trace))
+        return position_of(self.send(contract.topic, records, trace))
 
     def is_connected(self, timeout_s: float = 1.0) -> bool:
         """Whether the broker answers."""

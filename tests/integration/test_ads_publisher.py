@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 from pipelines.ads import publisher
 from pipelines.ads.publisher import MOST_AT_ONCE
 from pipelines.ads.repository import Repository, Update
+from pipelines.indexing.position import EMPTY, topic_name
 from pipelines.ingest import broker
 from pipelines.ingest.producer import NotDelivered, Producer
 from pipelines.settings import Settings
@@ -74,7 +75,8 @@ def test_keys_go_where_their_streams_read_and_many_go_apart(
     written(store, Update("ads", "a0", 3, {"status": "active"}))
     with Producer(kafka_settings) as producer:
         published = publisher.publish(store, producer)
-        assert publisher.publish(store, producer) == (published.seq, dict.fromkeys(publisher.TOPICS, 0), [])
+        nothing = dict.fromkeys(publisher.TOPICS, 0)
+        assert publisher.publish(store, producer) == (published.seq, nothing, [], EMPTY, {})
     found = read(kafka_settings, before)
     assert {topic: len(records) for topic, records in found.items()} == published.keys
     first = next(change for change in published.changes if change.key == "a0")
@@ -86,6 +88,16 @@ def test_keys_go_where_their_streams_read_and_many_go_apart(
         ad.key for ad in ads if (ad.values or {})["pin_id"] == "p1"
     )
     assert {record["event_time_ms"] for record in backfill} == {17}
+    assert set(published.large) == {("pins", "p1")}
+    covered = published.position.merge(published.large["pins", "p1"])
+    reached = {
+        (topic_name(topic), place): end
+        for topic, ends_ in covered.topics.items()
+        for place, end in ends_.items()
+    }
+    assert {place for place, _ in reached} == {"ads-control", "ads-content", "ads-content-backfill"}
+    after = ends(kafka_settings)
+    assert reached == {place: end for place, end in after.items() if end > before[place]}
 
 
 def test_what_was_not_delivered_is_sent_again(kafka_settings: Settings, store: Repository) -> None:

@@ -206,6 +206,53 @@ def test_a_change_reaches_its_stream_and_the_bypass_in_a_moment(
         assert described.result()["cleanup.policy"].value == policy
 
 
+def test_a_call_may_wait_for_the_position_at_which_its_documents_are_served(
+    client: TestClient, kafka_settings: Settings, store: Repository
+) -> None:
+    many = publisher.MOST_AT_ONCE + 1
+    ads = [
+        record(Update("ads", f"wait-{n}", VERSION, {"ad_group_id": "wait-g", "pin_id": f"wait-p{n}"}))
+        for n in range(many)
+    ]
+    group = record(Update("ad_groups", "wait-g", VERSION, {"campaign_id": "wait-c"}))
+    first = client.post("/v1/ads:update", json={"changes": [group, *ads], "wait_ms": 5_000}).json()
+    assert first["is_published"]
+    ids = broker.topic_ids(kafka_settings, publisher.TOPICS)
+
+    def reached(answer: dict[str, Any]) -> dict[str, int]:
+        """How many keys of each topic the position covers."""
+        topics = from_token(answer["position"]).topics
+        return {topic: sum(topics.get(ids[topic], {}).values()) for topic in ids}
+
+    before = reached(first)
+    assert before["ads-control"] > 0 < before["ads-content"]
+
+    def said(table: str, key: str, version: int, **values: Any) -> dict[str, Any]:
+        change = record(Update(table, key, VERSION + version, values))
+        return client.post("/v1/ads:update", json={"changes": [change], "wait_ms": 5_000}).json()
+
+    small = reached(said("pins", "wait-p0", 1, title="x"))
+    assert (small["ads-content"], small["ads-content-backfill"]) == (before["ads-content"] + 1, 0)
+    large = said("campaigns", "wait-c", 2, status="paused")  # of all of them
+    assert reached(large)["ads-control-backfill"] >= many
+    assert reached(large)["ads-control"] == small["ads-control"]
+    again = said("campaigns", "wait-c", 2, status="paused")  # who asks again, because the answer was lost
+    assert (again["is_published"], again["results"][0]["visible"]) == (True, None)
+    assert reached(again) == reached(large)
+    with store.writing() as connection:
+        repository.pause(connection, publisher.SUBSCRIBER)
+    try:
+        answer = client.post(
+            "/v1/ads:update",
+            json={"changes": [record(Update("pins", "wait-p1", VERSION + 3, {"title": "y"}))], "wait_ms": 50},
+        )
+        assert (answer.status_code, answer.json()["is_published"]) == (200, False)
+        assert set(from_token(answer.json()["position"]).topics).isdisjoint(ids.values())
+    finally:
+        with store.writing() as connection:
+            repository.unpause(connection, publisher.SUBSCRIBER)
+
+
 def test_documents_are_shown_and_sent_to_be_made_again(client: TestClient, tail: Tail) -> None:
     many = [
         record(Update("ads", f"again-{n}", VERSION, {"ad_group_id": f"again-g{n % 2}"})) for n in range(10)
@@ -248,6 +295,8 @@ def test_documents_are_shown_and_sent_to_be_made_again(client: TestClient, tail:
     [
         ("update", {"changes": []}, "changes"),
         ("update", {"changes": [], "more": 1}, "more"),
+        ("update", {"changes": [], "wait_ms": 99_999}, "changes"),
+        ("update", {"changes": [{}], "wait_ms": 99_999}, "wait_ms"),
         ("update", [], "body"),
         ("enrich", {"ad_ids": []}, "ad_ids"),
         ("enrich", {"ad_ids": ["a"] * 1_001}, "ad_ids"),

@@ -31,6 +31,7 @@ from pipelines.indexing.position import Position
 from pipelines.indexing.spec import lineage
 from pipelines.indexing.streaming import HotStreamRun
 from pipelines.indices import INDICES, STREAMS
+from pipelines.ingest.producer import Delivery
 from tests.properties.test_indices import topic_id
 
 if TYPE_CHECKING:
@@ -79,10 +80,14 @@ class Topics(NamedTuple):
     logs: dict[str, Log]
     choose: random.Random
 
-    def send(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
+    def send(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> list[Delivery]:
+        found = []
         for _, value in records:
             for _ in range(2 if self.choose.random() < 0.1 else 1):
-                self.logs[topic].add(topic, self.choose.randrange(PARTITIONS), value)
+                place = self.choose.randrange(PARTITIONS)
+                self.logs[topic].add(topic, place, value)
+                found.append(Delivery(topic_id(topic), place, self.logs[topic].ends[place] - 1))
+        return found
 
     def ends(self) -> Position:
         """Up to where keys were sent."""
