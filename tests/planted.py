@@ -255,6 +255,27 @@ BUGS = (
         ("timeline",),
     ),
     Bug(
+        "a row that the delta replaces is not hidden in a range of the base",
+        "timelines:TimelineView.within",
+        "hidden_rows[np.isin(hidden_of, queries)]",
+        "NO_ROWS",
+        ("timeline",),
+    ),
+    Bug(
+        "a range of the base begins after its first event",
+        "timelines:_first_at",
+        "< time_ms)",
+        "<= time_ms)",
+        ("timeline",),
+    ),
+    Bug(
+        "a range says that it is whole, whatever was cut off",
+        "timelines:TimelineView._within_cut",
+        "is_complete.append(",
+        "is_complete.append(True or ",
+        ("timeline",),
+    ),
+    Bug(
         "events of equal time stand in the wrong order",
         "timelines:_ordered",
         '("id", "descending")',

@@ -75,13 +75,15 @@ class Run:
         at = fact.find(self.identities, identities)
         return np.where(at >= 0, self.by_identity[np.maximum(at, 0)], -1) if len(self) else at
 
-    def rows_of(self, key: Hashes) -> np.ndarray:
-        """The rows of one key (hashes of length 1)."""
-        left = np.searchsorted(self.keys.lookup, key.lookup[0], side="left")
-        right = np.searchsorted(self.keys.lookup, key.lookup[0], side="right")
-        if left == right:
-            return NO_ROWS
-        return left + np.flatnonzero(self.keys.check[left:right] == key.check[0])
+    def rows_of(self, keys: Hashes) -> tuple[np.ndarray, np.ndarray]:
+        """All rows of some keys, and which key each is of; both int64."""
+        left = np.searchsorted(self.keys.lookup, keys.lookup, side="left")
+        right = np.searchsorted(self.keys.lookup, keys.lookup, side="right")
+        if (left == right).all():
+            return NO_ROWS, NO_ROWS
+        rows, queries = spans(left, right)
+        is_same = self.keys.check[rows] == keys.check[queries]
+        return (rows, queries) if is_same.all() else (rows[is_same], queries[is_same])
 
     def rows_of_keys(self, keys: Hashes, family: int) -> tuple[np.ndarray, np.ndarray]:
         """Of many keys the rows of one family, and which key each is of; both int64, for documents: one a key."""
@@ -138,6 +140,13 @@ NO_FOLD = -1
 NO_ROWS = np.empty(0, np.int64)
 FEW_ROWS = 4
 """Up to so many rows are read one by one: their columns, dozens of them, would cost more."""
+
+
+def spans(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of half-open spans, one after the other, and which span each is of; both int64."""
+    counts = ends - starts
+    of = np.repeat(np.arange(len(counts)), counts)
+    return np.arange(len(of)) + (starts - np.cumsum(counts) + counts)[of], of
 
 
 def fold(spec: IndexSpec, base: Base, runs: tuple[Run, ...], facts: pa.Table) -> tuple[Run, ...]:
@@ -219,7 +228,7 @@ class RowsView:
         if key is None:
             return max((run.last_fold for run in self.runs), default=NO_FOLD)
         hashed = hash_keys([key])
-        of_key = [run.origins.fold[run.rows_of(hashed)].max(initial=NO_FOLD) for run in self.runs]
+        of_key = [run.origins.fold[run.rows_of(hashed)[0]].max(initial=NO_FOLD) for run in self.runs]
         return int(max(of_key, default=NO_FOLD))
 
     def keys_since(self, fold: int) -> list[bytes]:
@@ -237,18 +246,18 @@ class RowsView:
         runs = fold(self.spec, self.base, self.runs, facts) if facts.num_rows else self.runs
         return type(self)(self.base, self.position.merge(position), runs)
 
-    def _newest(self, key: Hashes) -> list[tuple[Run, np.ndarray]]:
-        """The overlay's standing rows of a key, by run, the newest run first."""
-        standing: list[tuple[Run, np.ndarray]] = []
+    def _newest(self, keys: Hashes) -> list[tuple[Run, np.ndarray, np.ndarray]]:
+        """The overlay's standing rows of some keys: by run, the newest run first, its rows and which key each is of."""
+        standing: list[tuple[Run, np.ndarray, np.ndarray]] = []
         for run in reversed(self.runs):
-            rows = run.rows_of(key)
+            rows, queries = run.rows_of(keys)
             if not len(rows):
                 continue
             if standing:
                 identities = hashes(run.facts.column("identity_hash").take(rows))
-                for newer, _ in standing:
-                    fresh = newer.find(identities) < 0
-                    rows, identities = rows[fresh], identities.take(np.flatnonzero(fresh))
+                for newer, _, _ in standing:
+                    fresh = np.flatnonzero(newer.find(identities) < 0)
+                    rows, queries, identities = rows[fresh], queries[fresh], identities.take(fresh)
             if len(rows):
-                standing.append((run, rows))
+                standing.append((run, rows, queries))
         return standing

@@ -47,6 +47,34 @@ def check(home: Home, ledger: Ledger) -> None:
             found = [event(row, families) for row in answer.table.to_pylist()]
             assert (found, answer.is_complete) == (expected.events, expected.is_complete), (key, limit)
             assert view.timeline(key, limit, columns=("number",)).table == answer.table.select(["number"])
+    check_within(home, ledger)
+
+
+def check_within(home: Home, ledger: Ledger) -> None:
+    """The events of several keys in a range are those of each, and never called complete where some are missing."""
+    view, served, first = home.view(), ledger.served, home.view().spec.families[0].name
+    visible = ledger.visible()
+    keys = [*KEYS[:3], b"nobody"][:: 1 if len(visible) % 2 else -1]
+    times = sorted({s.time_ms for s in visible} | {0})
+    from_ms, to_ms = times[len(times) // 3], times[-1] + len(visible) % 2
+    found = view.within(keys, from_ms, to_ms, ("number", "id", "time_ms"))
+    assert found.of.tolist() == view.within(keys, from_ms, to_ms).of.tolist()
+    rows = list(zip(found.of.tolist(), found.table.to_pylist(), strict=True))
+    for place, key in enumerate(keys):
+        whole = oracle.timeline(
+            visible,
+            key,
+            [first],
+            base=served.statements if served else None,
+            age_ms=ledger.history.age_ms,
+            count=ledger.history.count,
+            max_broker_time_ms=served.max_broker_time_ms if served else None,
+        )
+        expected = [(e.time_ms, e.id, e.payloads[first]["number"]) for e in whole.events]
+        mine = sorted(((r["time_ms"], r["id"], r["number"]) for of, r in rows if of == place), reverse=True)
+        assert mine == [one for one in expected if from_ms <= one[0] < to_ms], (key, from_ms, to_ms)
+        is_reached = bool(expected) and expected[-1][0] < from_ms
+        assert found.is_complete[place] == (whole.is_complete or is_reached), key
 
 
 def check_added(home: Home, tables: dict[bytes, pa.Table]) -> None:
