@@ -5,7 +5,9 @@ Belongs here: making it, and live facts for it. Used by the tests of serving.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ PINS = [str(i) for i in range(PIN_COUNT - 3)] + [ODD_PIN, NO_OFFER, UNAVAILABLE]
 PARAMETERS = fold_in.Parameters(MODEL_ID, fold_in.gram_of(VECTORS))
 
 Row = dict[str, Any]
+SEEN = ("surface", "ad_id", "campaign_id", "advertiser_id", "category", "view_type")
 
 
 def event(user: str, event_id: str, pin: str, action: str, time_ms: int, **said: Any) -> tuple[Row, Row]:
@@ -56,7 +59,7 @@ def event(user: str, event_id: str, pin: str, action: str, time_ms: int, **said:
         "action": action,
         "quantity": said.get("quantity"),
         "value_usd_micros": None,
-        "surface": None,
+        **{name: said.get(name) for name in SEEN},
     }
     happened = common | {"family": "interactions", "key": user.encode(), "payload": payload}
     counted = common | {
@@ -204,6 +207,21 @@ def correct(settings: Settings, pin_ids: tuple[str, str], user_ids: tuple[str, s
         writer = delta.DeltaWriter(spec, delta.table_path(settings.paths.delta, index, lineage(spec)))
         end = Position({topic: {0: CUT + len(rows)}}, frozenset())
         writer.commit(delta.Marker("live", 1, 0, EMPTY, end), facts.table(spec, rows))
+
+
+@contextmanager
+def followed(settings: Settings) -> Iterator[Replica]:
+    """A replica that has caught up with all bases, until the end."""
+    replica = indices.replica(settings)
+    replica.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not (replica.is_ready and all(f.view.base.version for f in replica.followers.values())):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield replica
+    finally:
+        replica.stop()
 
 
 class Still:

@@ -1,8 +1,13 @@
-"""Topic `user-interactions`: what a user did with a pin, keyed by user.
+"""Topic `user-interactions`: what a user did or saw, keyed by user.
 
     {"user_id": "900", "event_id": "31198570044:1095275", "pin_id": "1095275", "action": "purchase",
      "event_time": "2017-01-01T11:53:26Z", "quantity": 1, "value_usd_micros": 500000, "surface": "home"}
+    {"user_id": "900", "event_id": "v7:0", "pin_id": "1095275", "action": "view", "event_time": 1483271606000,
+     "ad_id": "a17", "campaign_id": "c8", "advertiser_id": "v3", "category": "dairy", "view_type": "promoted"}
     {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2}
+
+An event is about a pin. What else it is about, it may name: the ad that showed the pin, its campaign and advertiser,
+and the category that the user was in. `view_type` says how it was shown, in words of the product's own.
 
 Identity is (user_id, event_id): the same event id under another user is another event. `version` (1 where absent)
 orders what was said about an event; a deletion needs neither pin nor time nor action, and what it carries besides its
@@ -35,7 +40,8 @@ from pipelines.contracts.contract import (
 ACTIONS = ("purchase", "view", "click", "save", "hide")
 """The actions by name. Their order is the order of the counters: a new one goes to the end."""
 
-MAX_SURFACE_BYTES = 128
+MAX_WORD_BYTES = 128
+"""Of a surface, a category, a view type."""
 
 ROW_SCHEMA = pa.schema(
     [
@@ -50,9 +56,16 @@ ROW_SCHEMA = pa.schema(
         pa.field("quantity", pa.int64()),
         pa.field("value_usd_micros", pa.int64()),
         pa.field("surface", pa.string()),
+        pa.field("ad_id", pa.string()),
+        pa.field("campaign_id", pa.string()),
+        pa.field("advertiser_id", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("view_type", pa.string()),
     ]
 )
 
+_OBJECTS = ("ad_id", "campaign_id", "advertiser_id")
+_NOTHING = (None,) * 8  # a tombstone's columns after the content hash
 _ACTIONS = frozenset(ACTIONS)
 _ACTION_RULE = f"one of {', '.join(ACTIONS)}"
 
@@ -62,7 +75,7 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
     event_id = take_id(record, "event_id")
     version = take_version(record)
     if take_op(record):
-        return (user_id, event_id, None, None, None, version, True, content_hash(record), None, None, None)
+        return (user_id, event_id, None, None, None, version, True, content_hash(record), *_NOTHING)
     record["pin_id"] = pin_id = take_id(record, "pin_id")
     action = record.get("action")
     if type(action) is not str:
@@ -74,7 +87,9 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
         raise missing("event_time", "ISO 8601 in UTC or milliseconds since 1970")
     quantity = read_integer(record, "quantity", 1, MAX_QUANTITY)
     value_usd_micros = read_integer(record, "value_usd_micros", 0, MAX_USD_MICROS)
-    surface = read_text(record, "surface", MAX_SURFACE_BYTES) if "surface" in record else None
+    surface = _word(record, "surface")
+    ad_id, campaign_id, advertiser_id = (_id(record, name) for name in _OBJECTS)
+    category, view_type = _word(record, "category"), _word(record, "view_type")
     return (
         user_id,
         event_id,
@@ -87,7 +102,26 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
         quantity,
         value_usd_micros,
         surface,
+        ad_id,
+        campaign_id,
+        advertiser_id,
+        category,
+        view_type,
     )
+
+
+def _word(record: Record, name: str) -> str | None:
+    return read_text(record, name, MAX_WORD_BYTES) if name in record else None
+
+
+def _id(record: Record, name: str) -> str | None:
+    """An optional id; null is absent."""
+    if name not in record:
+        return None
+    if record[name] is None:
+        return record.pop(name)
+    record[name] = found = take_id(record, name)
+    return found
 
 
 USER_INTERACTIONS = Contract(
@@ -105,6 +139,19 @@ USER_INTERACTIONS = Contract(
             "event_time": "2017-01-01T11:53:26Z",
             "quantity": 1,
             "value_usd_micros": 500000,
+        },
+        {
+            "user_id": "900",
+            "event_id": "v7:0",
+            "pin_id": "1095275",
+            "action": "view",
+            "event_time": 1483271606000,
+            "surface": "home",
+            "ad_id": "a17",
+            "campaign_id": "c8",
+            "advertiser_id": "v3",
+            "category": "dairy",
+            "view_type": "promoted",
         },
         {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2},
     ),

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import ads, pages, pins, status, users
+from pipelines.serving.routes import ads, counters, pages, pins, status, users
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
 
@@ -48,6 +48,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
     app.state.metrics = Metrics(replica)
     ground = Ground(replica, settings.serving.max_wait_ms)
     users.register(app, ground)
+    counters.register(app, ground)
     pins.register(app, ground)
     ads.register(app, ground)
     status.register(app, ground)

@@ -34,6 +34,11 @@ EXAMPLE_EVENT = {
     "quantity": 1,
     "value_usd_micros": 500_000,
     "surface": None,
+    "ad_id": None,
+    "campaign_id": None,
+    "advertiser_id": None,
+    "category": None,
+    "view_type": None,
 }
 EXAMPLE_AD = {
     "ad_id": "a17",

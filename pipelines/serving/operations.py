@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.ads.schema import AGE_BUCKETS, DEVICES, DIMENSIONS, GENDERS, PLACEMENTS
 from pipelines.serving import documents
 from pipelines.serving.inputs import MAX_BATCH, MAX_ID_BYTES, MAX_K, MAX_LIMIT, MAX_TEXTS, MAX_TIME_MS
+from pipelines.users import counter_sql, counters
 
 TOKEN = "eyJ0b3BpY3MiOnt9LCJsb2FkcyI6W119"
 HEADERS = {
@@ -306,6 +307,64 @@ ADS_CANDIDATES = operation(
                         "time_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
                     },
                 },
+            },
+        },
+    ),
+)
+_IDS = {"type": "array", "items": _TEXT}
+COUNTERS = operation(
+    "How often users did something",
+    {
+        "counts": [{"action": "click", "count": 1}, {"action": "view", "count": 3}],
+        "basis": {"now_ms": 1_735_689_600_000, "incomplete_user_ids": []},
+    },
+    MIN_POSITION,
+    tag="users",
+    description="Live events of users in the last `age_ms` (now - age < event time ≤ now), each once, counted from the "
+    "timelines. Asked by `user_ids` with `where` and `group_by` (groups without events are left out), by `pairs` of "
+    "user and object (each is answered, in their order), or by one sentence of SQL: `"
+    + counter_sql.GRAMMAR
+    + "`.",
+    problems={
+        400: ("sql", "at character 90 ('99d'): '99d' is not an age"),
+        413: ("body", "the body is too large"),
+    }
+    | LATE,
+    body=json_body(
+        {
+            "user_ids": ["900"],
+            "where": {"ad_id": ["a17", "a18"]},
+            "age_ms": 604_800_000,
+            "group_by": ["action"],
+        },
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "sql": _TEXT,
+                "user_ids": _IDS | {"maxItems": counters.MAX_USERS},
+                "pairs": {
+                    "type": "array",
+                    "items": _IDS | {"minItems": 2, "maxItems": 2},
+                    "maxItems": counters.MAX_PAIRS,
+                },
+                "object": {"enum": list(counters.OBJECTS)},
+                "where": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": dict.fromkeys(counters.COLUMNS, _IDS | {"maxItems": counters.MAX_VALUES}),
+                },
+                "age_ms": {
+                    "type": "integer",
+                    "minimum": counters.MIN_AGE_MS,
+                    "maximum": counters.MAX_AGE_MS,
+                },
+                "group_by": {
+                    "type": "array",
+                    "items": {"enum": [counters.USER, *counters.COLUMNS]},
+                    "uniqueItems": True,
+                },
+                "now_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
             },
         },
     ),

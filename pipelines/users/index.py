@@ -28,6 +28,11 @@ INTERACTION = pa.schema(
         ("quantity", pa.int64()),
         ("value_usd_micros", pa.int64()),
         ("surface", pa.string()),
+        ("ad_id", pa.string()),
+        ("campaign_id", pa.string()),
+        ("advertiser_id", pa.string()),
+        ("category", pa.string()),
+        ("view_type", pa.string()),
     ]
 )
 COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])

@@ -37,8 +37,8 @@ EDITS = (
     ),
     (
         "        payload=_struct(INTERACTION),\n",
-        '        payload="struct(pin_id, action, quantity, value_usd_micros, upper(surface) AS surface, '
-        'quantity > 2 AS is_large)",\n',
+        "        payload=_struct(INTERACTION)"
+        '.replace("surface", "upper(surface) AS surface").replace("is_large", "quantity > 2 AS is_large"),\n',
     ),
 )
 

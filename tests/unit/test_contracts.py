@@ -79,7 +79,8 @@ def test_examples_keep_their_contracts() -> None:
 
 
 def test_a_whole_event() -> None:
-    row = accepted(event(quantity=2, value_usd_micros=0, surface="home", version=7))
+    about = {"ad_id": "a", "campaign_id": "c", "advertiser_id": "v", "category": "", "view_type": "promoted"}
+    row = accepted(event(quantity=2, value_usd_micros=0, surface="home", version=7, **about))
     content_hash = row.pop("content_hash")
     assert isinstance(content_hash, int)
     assert row == {
@@ -93,7 +94,24 @@ def test_a_whole_event() -> None:
         "quantity": 2,
         "value_usd_micros": 0,
         "surface": "home",
+        **about,
     }
+
+
+@pytest.mark.parametrize("name", ["ad_id", "campaign_id", "advertiser_id"])
+def test_ids_of_what_else_an_event_is_about(name: str) -> None:
+    assert accepted(event(**{name: "é" * 256}))[name] == "é" * 256
+    assert accepted(event(**{name: None}))[name] is accepted(event())[name] is None
+    assert hash_of(event(**{name: None})) == hash_of(event()) != hash_of(event(**{name: "x"}))
+    refused(event(**{name: ""}), "empty_id", name)
+    refused(event(**{name: 7}), "wrong_type", name)
+
+
+@pytest.mark.parametrize("name", ["surface", "category", "view_type"])
+def test_words_of_an_event(name: str) -> None:
+    assert accepted(event(**{name: "x" * 128}))[name] == "x" * 128
+    refused(event(**{name: "x" * 129}), "too_long", name)
+    refused(event(**{name: ["x"]}), "wrong_type", name)
 
 
 @pytest.mark.parametrize("name", ["user_id", "event_id", "pin_id"])

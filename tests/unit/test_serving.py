@@ -94,14 +94,8 @@ class Reply:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, dict[str, str]]]:
     settings = small_settings(tmp_path_factory.mktemp("serving"), SERVING__MAX_WAIT_MS=300)
     versions = world.build_world(settings)
-    replica = indices.replica(settings)
-    replica.start()
-    deadline = time.monotonic() + 20
-    while not (replica.is_ready and all(f.view.base.version for f in replica.followers.values())):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    yield settings, replica, versions
-    replica.stop()
+    with world.followed(settings) as replica:
+        yield settings, replica, versions
 
 
 @pytest.fixture
@@ -643,6 +637,7 @@ PARTS = st.one_of(
             "ads",
             "a1",
             "ads:candidates",
+            "counters:query",
         ]
     ),
     st.text(max_size=6).map(lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="")),
@@ -667,6 +662,7 @@ PATHS = st.one_of(
             "/v1/pins:batchGet",
             "/v1/ads:batchGet",
             "/v1/ads:candidates",
+            "/v1/counters:query",
             "/v1/indices",
             "/healthz",
             "/readyz",
