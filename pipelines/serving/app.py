@@ -7,6 +7,7 @@ Belongs here: putting the routes together, and what is said where no route answe
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
@@ -14,9 +15,11 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import ads, counters, pages, pins, status, users
+from pipelines.serving.routes import ads, counters, frequency, pages, pins, status, users
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
+from pipelines.users.frequency import RULES_FILE, Rule
+from pipelines.users.frequency import load as load_rules
 
 if TYPE_CHECKING:
     from pipelines.indexing.replica import Replica
@@ -29,12 +32,16 @@ DESCRIPTION = (
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, replica: Replica) -> FastAPI:
+def create_app(settings: Settings, replica: Replica, rules: Sequence[Rule] | None = None) -> FastAPI:
     """The ASGI application.
 
     Args:
         settings: Of serving.
         replica: Of `pins`, `user_events`, `pin_counts` and `ads`; whoever made it starts and stops it.
+        rules: Of frequency; None: those of `conf/frequency.yaml`.
+
+    Raises:
+        BadRule: That file has a rule that cannot be read.
     """
     app = FastAPI(
         title="Tidemark",
@@ -49,6 +56,7 @@ def create_app(settings: Settings, replica: Replica) -> FastAPI:
     ground = Ground(replica, settings.serving.max_wait_ms)
     users.register(app, ground)
     counters.register(app, ground)
+    frequency.register(app, ground, load_rules(RULES_FILE) if rules is None else rules)
     pins.register(app, ground)
     ads.register(app, ground)
     status.register(app, ground)

@@ -369,6 +369,53 @@ COUNTERS = operation(
         },
     ),
 )
+FREQUENCY = operation(
+    "What may be shown to a user by the rules of frequency",
+    {
+        "user_id": "900",
+        "candidates": [
+            {"is_allowed": True, "broken": []},
+            {
+                "is_allowed": False,
+                "broken": [{"rule": "ad_daily", "ad_id": "a17", "at_most": 3, "measured": 3}],
+            },
+        ],
+        "basis": {"now_ms": 1_735_689_600_000, "rules": ["ad_daily"]},
+    },
+    MIN_POSITION,
+    tag="users",
+    description="Each candidate in its order, with the rules that do not allow it. A rule about an object that a "
+    "candidate does not name does not concern it. The rules are those of `conf/frequency.yaml`.",
+    problems={400: ("rules[0]", "it is not allowed"), 413: ("body", "the body is too large")} | LATE,
+    body=json_body(
+        {
+            "user_id": "900",
+            "candidates": [{"ad_id": "a18"}, {"ad_id": "a17", "campaign_id": "c8"}],
+            "rules": ["ad_daily"],
+        },
+        {
+            "type": "object",
+            "required": ["user_id", "candidates"],
+            "additionalProperties": False,
+            "properties": {
+                "user_id": _TEXT,
+                "candidates": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_K,
+                    "items": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "minProperties": 1,
+                        "properties": dict.fromkeys(counters.OBJECTS, _TEXT),
+                    },
+                },
+                "rules": _TEXTS,
+                "now_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
+            },
+        },
+    ),
+)
 INDICES = operation(
     "What each index stands on",
     {

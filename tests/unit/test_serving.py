@@ -663,6 +663,7 @@ PATHS = st.one_of(
             "/v1/ads:batchGet",
             "/v1/ads:candidates",
             "/v1/counters:query",
+            "/v1/frequency:check",
             "/v1/indices",
             "/healthz",
             "/readyz",
