@@ -47,7 +47,9 @@ def bench(
     from pipelines.settings import ROOT
 
     known = sorted(
-        path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness")
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if path.stem not in ("__init__", "harness", "events")
     )
     if name in ("--help", "-h"):
         typer.echo(context.get_help())
