@@ -152,8 +152,18 @@ class DocumentsView(RowsView):
         Returns:
             For each column its n values.
         """
+        return self.joined([(family, name) for name in names], keys)
+
+    def joined(self, columns: Sequence[tuple[str, str]], keys: Sequence[bytes]) -> list[pa.Array]:
+        """The same of several families: columns by (family, column)."""
         places, hashed = self.base.places(keys), hash_keys(keys)
-        return self._columns(family, names, places, hashed, self._is_there(places, hashed))
+        is_there = self._is_there(places, hashed)
+        found: dict[tuple[str, str], pa.Array] = {}
+        for family in dict.fromkeys(family for family, _ in columns):
+            names = [name for of, name in columns if of == family]
+            values = self._columns(family, names, places, hashed, is_there)
+            found |= {(family, name): column for name, column in zip(names, values, strict=True)}
+        return [found[column] for column in columns]
 
     def _columns(
         self, family: str, names: Sequence[str], places: Places, hashed: Hashes, is_there: np.ndarray

@@ -24,6 +24,7 @@ from pipelines.indexing.position import Position
 MAX_ID_BYTES = 512
 MAX_K = 500
 MAX_BATCH = 500
+MAX_USERS = 100
 MAX_LIMIT = 1000
 MAX_TEXTS = 200
 MAX_NUMBER = 1_000_000
@@ -181,7 +182,7 @@ def _shown(text: str) -> str:
 
 
 class Batch(NamedTuple):
-    """The documents of a batch, as they were asked for and as keys."""
+    """The ids of a batch, as they were asked for and as keys."""
 
     ids: list[str]
     keys: list[bytes]
@@ -189,11 +190,21 @@ class Batch(NamedTuple):
 
 def read_batch(body: bytes, content_type: str, field: str) -> Batch:
     """The body of a `batchGet`: {"pin_ids": ["…", …]}, where `pin_ids` is the field."""
-    rule = f"a list of 1 to {MAX_BATCH} ids, each a text of 1 to {MAX_ID_BYTES} bytes without NUL"
-    ids = read_object(body, content_type, {field: rule}).get(field)
+    rule = ids_rule(MAX_BATCH)
+    return ids_of(read_object(body, content_type, {field: rule}), field, MAX_BATCH)
+
+
+def ids_rule(most: int) -> str:
+    """What a list of ids may be."""
+    return f"a list of 1 to {most} ids, each a text of 1 to {MAX_ID_BYTES} bytes without NUL"
+
+
+def ids_of(said: Mapping[str, Any], field: str, most: int) -> Batch:
+    """A list of ids of a JSON object."""
+    rule, ids = ids_rule(most), said.get(field)
     if not isinstance(ids, list) or not ids:
         raise Problem(400, field, "there is no list of ids", rule)
-    if len(ids) > MAX_BATCH:
+    if len(ids) > most:
         raise Problem(400, field, f"the list has {len(ids)} ids", rule)
     keys = []
     for place, one in enumerate(ids):
