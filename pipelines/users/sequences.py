@@ -1,0 +1,364 @@
+"""Sequences: the events of many users that a model or a ranker wants, filtered, cut and enriched as a team declared.
+
+Belongs here: what a definition may say, and what it means over a view of the events and one of the pins; both pure.
+What is allowed follows from the declared schemas of the two indices: a column that is added there can be declared here.
+Where definitions are kept, and how they may change, is ``sequence_files``'. Who asks is serving's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.contracts import ACTIONS
+from pipelines.errors import TidemarkError
+from pipelines.indexing.documents import DocumentsView
+from pipelines.indexing.timelines import TimelineView
+from pipelines.pins.index import PINS
+from pipelines.users.index import USER_EVENTS
+
+MAX_LENGTH = 1000
+MAX_AGE = "90d"
+MAX_TEXTS = 200
+"""So many actions, surfaces or categories may be named."""
+MAX_TEXT_BYTES = 512
+ORDERS = NEWEST_FIRST, OLDEST_FIRST = ("newest_first", "oldest_first")
+
+OBJECT, CATEGORY = "pin_id", "catalogue.category"
+EVENT_ID = "event_id"
+EVENT_FIELDS: Mapping[str, pa.DataType] = {
+    EVENT_ID: pa.string(),
+    "time_ms": pa.int64(),
+    **{field.name: field.type for field in USER_EVENTS.families[0].schema},
+}
+"""What can be said of an event, by name."""
+ENRICHMENTS: Mapping[str, pa.DataType] = {
+    f"{family.name}.{field.name}": field.type for family in PINS.families for field in family.schema
+}
+"""What can be said of an event's pin, as it is when the sequence is read."""
+OBJECTS = tuple(name for name in USER_EVENTS.families[0].schema.names if name.endswith("_id"))
+"""The columns of an event that say what it is about."""
+
+_UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000}
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([dhm])")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+class BadDefinition(TidemarkError):
+    """A sequence cannot be had as it is declared or asked for.
+
+    Attributes:
+        field: Of the definition, as `fields[2]`; empty: all of it.
+        message: What is wrong with it.
+        allowed: What would be right: a rule, or the choices.
+    """
+
+    def __init__(self, field: str, message: str, allowed: Any, where: object | None = None) -> None:
+        choices = allowed if isinstance(allowed, str) else f"one of {', '.join(map(str, allowed)) or 'none'}"
+        super().__init__(f"{field}: {message}" if field else message, where=where, remedy=f"use {choices}")
+        self.field = field
+        self.message = message
+        self.allowed = allowed
+
+    def at(self, where: object) -> BadDefinition:
+        """The same, with the file that it is about."""
+        return BadDefinition(self.field, self.message, self.allowed, where)
+
+
+class Definition(NamedTuple):
+    """A declared sequence.
+
+    Attributes:
+        max_length: Of a sequence, in events; the newest are kept.
+        fields: Of each event, names in `EVENT_FIELDS`.
+        name: Of a declared one; None where it came with a request. So are those that follow.
+        actions: Only these; all, if there are none. So with surfaces and categories.
+        categories: Of the event's pin, as it is when the sequence is read.
+        age_ms: Only events after now less this; None: all events.
+        deduplicate_by: Of events that have this column in common, the newest alone counts; None: all do.
+        order: One of `ORDERS`.
+        enrich: Of each event's pin, names in `ENRICHMENTS`.
+    """
+
+    max_length: int
+    fields: tuple[str, ...]
+    name: str | None = None
+    version: int | None = None
+    description: str = ""
+    owner: str = ""
+    actions: tuple[str, ...] = ()
+    surfaces: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    age_ms: int | None = None
+    deduplicate_by: str | None = None
+    order: str = NEWEST_FIRST
+    enrich: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an answer says of each event, in this order."""
+        return self.fields + self.enrich
+
+
+class Sequences(NamedTuple):
+    """The sequences of k users, n events in all.
+
+    Attributes:
+        table: The definition's columns, n rows: the first user's sequence, then the second's, each in its order.
+        lengths: How many rows are each user's, int64[k].
+        is_complete: Whether that is all there should be, bool[k]; False: the timeline is cut off, and had more.
+    """
+
+    table: pa.Table
+    lengths: np.ndarray
+    is_complete: np.ndarray
+
+
+# ----------------------------------------------------------------------------------------------- what it may say
+
+
+REQUIRED = ("max_length", "fields")
+
+
+def parse(said: Any, required: Collection[str] = REQUIRED) -> Definition:
+    """A definition from what YAML or JSON said; ``required``: what may not be left out.
+
+    Raises:
+        BadDefinition: A field is unknown, missing, or not what it may be; with what that is.
+    """
+    if not isinstance(said, dict):
+        raise BadDefinition("", "the definition is not a mapping", list(_READERS))
+    for name in said:
+        if name not in _READERS:
+            raise BadDefinition(
+                shown(name), f"there is no such field{nearest(name, _READERS)}", list(_READERS)
+            )
+    given = {
+        name: read(name, said.get(name))
+        for name, read in _READERS.items()
+        if name in required or said.get(name) is not None
+    }
+    return Definition(age_ms=given.pop("age", None), **given)
+
+
+def duration_ms(text: str) -> int | None:
+    """The ms of a duration like `90d`, `36h` or `30m`; None where it is none."""
+    found = _DURATION.fullmatch(text)
+    return int(found[1]) * _UNIT_MS[found[2]] if found else None
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """A hint at the known name that is most like this one; empty where none is."""
+    close = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """What somebody wrote, short enough to give back."""
+    if isinstance(value, dict | list):
+        return "a list" if isinstance(value, list) else "a mapping"
+    text = str(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+Reader = Callable[[str, Any], Any]
+"""Field, what was said → its value; or `BadDefinition`."""
+
+
+def _refused(field: str, value: Any, allowed: Any, hint: str = "") -> BadDefinition:
+    what = "it is missing" if value is None else f"{shown(value)} is not allowed{hint}"
+    return BadDefinition(field, what, allowed)
+
+
+def _name(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise _refused(field, value, "lower-case letters, digits and _, at most 64, a letter first")
+    return value
+
+
+def _text(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _refused(field, value, "a text")
+    return value.strip()
+
+
+def _whole(least: int, most: int | None = None) -> Reader:
+    def read(field: str, value: Any) -> int:
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise _refused(field, value, f"a whole number from {least} " + (f"to {most}" if most else "on"))
+        return value
+
+    return read
+
+
+def _age(field: str, value: Any) -> int:
+    most = duration_ms(MAX_AGE)
+    age_ms = duration_ms(value) if isinstance(value, str) else None
+    if age_ms is None or most is None or age_ms > most:
+        raise _refused(field, value, f"a duration like 90d, 36h or 30m, at most {MAX_AGE}")
+    return age_ms
+
+
+def _one_of(choices: Collection[str]) -> Reader:
+    def read(field: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise _refused(field, value, list(choices), nearest(value, choices))
+        return value
+
+    return read
+
+
+def _any_text(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value.encode("utf-8", "replace")) <= MAX_TEXT_BYTES:
+        raise _refused(field, value, f"a text of 1 to {MAX_TEXT_BYTES} bytes")
+    return value
+
+
+def _several(one: Reader, most: int = MAX_TEXTS) -> Reader:
+    def read(field: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not 0 < len(value) <= most:
+            raise _refused(field, value, f"a list of 1 to {most} texts")
+        found = tuple(one(f"{field}[{place}]", item) for place, item in enumerate(value))
+        for place, item in enumerate(found):
+            if item in found[:place]:
+                raise BadDefinition(f"{field}[{place}]", f"{shown(item)} is there twice", "each once")
+        return found
+
+    return read
+
+
+_READERS: Mapping[str, Reader] = {
+    "name": _name,
+    "version": _whole(1),
+    "description": _text,
+    "owner": _text,
+    "actions": _several(_one_of(ACTIONS)),
+    "surfaces": _several(_any_text),
+    "categories": _several(_any_text),
+    "age": _age,
+    "max_length": _whole(1, MAX_LENGTH),
+    "deduplicate_by": _one_of(OBJECTS),
+    "order": _one_of(ORDERS),
+    "fields": _several(_one_of(EVENT_FIELDS)),
+    "enrich": _several(_one_of(ENRICHMENTS)),
+}
+FIELDS = tuple(_READERS)
+"""What a definition may say."""
+
+
+# ------------------------------------------------------------------------------------------------- what it means
+
+
+def read(
+    view: TimelineView, pins: DocumentsView, definition: Definition, keys: Sequence[bytes], now_ms: int
+) -> Sequences:
+    """The sequences of some users, as base and delta know them, at a time.
+
+    An event counts if it happened after ``now_ms`` less the definition's age, and no later than ``now_ms``. An unknown
+    user has an empty sequence. A user may be named more than once.
+
+    Args:
+        view: Of `user_events`.
+        pins: The view of `pins`, for categories and enrichments.
+        definition: What is wanted.
+        keys: Of k users.
+        now_ms: In ms since 1970.
+    """
+    from_ms = 0 if definition.age_ms is None else now_ms - definition.age_ms + 1
+    within = view.within(keys, from_ms, now_ms + 1, _columns_read(definition))
+    events = within.table.combine_chunks()
+    rows = np.flatnonzero(_passes(events, pins, definition))
+    rows = rows[_newest_first(events.select(["time_ms", "id"]).take(rows), within.of[rows])]
+    if definition.deduplicate_by is not None:
+        rows = rows[_first_of_each(events.column(definition.deduplicate_by).take(rows), within.of[rows])]
+    rows = _cut(rows, within.of[rows], definition)
+    lengths = np.bincount(within.of[rows], minlength=len(keys))
+    return Sequences(
+        _written(events.take(rows), pins, definition),
+        lengths,
+        within.is_complete | (lengths >= definition.max_length),
+    )
+
+
+def _columns_read(definition: Definition) -> list[str]:
+    """The columns of the view that are needed; the view calls an event's id `id`."""
+    needed = ["id", "time_ms", *(name for name in definition.fields if name != EVENT_ID)]
+    needed += ["action"] * bool(definition.actions) + ["surface"] * bool(definition.surfaces)
+    needed += [OBJECT] * bool(definition.categories or definition.enrich)
+    needed += [definition.deduplicate_by] if definition.deduplicate_by else []
+    return list(dict.fromkeys(needed))
+
+
+def _passes(events: pa.Table, pins: DocumentsView, definition: Definition) -> np.ndarray:
+    """Which events have one of the actions, surfaces and categories, bool[n]."""
+    passes = np.ones(events.num_rows, bool)
+    for column, wanted in (("action", definition.actions), ("surface", definition.surfaces)):
+        if wanted:
+            passes &= _is_one_of(events.column(column), wanted)
+    if definition.categories:
+        rows = np.flatnonzero(passes)
+        (category,) = _of_pins(pins, events.column(OBJECT).take(rows), (CATEGORY,))
+        passes[rows] = _is_one_of(category, definition.categories)
+    return passes
+
+
+def _is_one_of(column: pa.Array | pa.ChunkedArray, wanted: Collection[str]) -> np.ndarray:
+    found: np.ndarray = pc.is_in(column, value_set=pa.array(wanted, column.type)).to_numpy(
+        zero_copy_only=False
+    )
+    return found
+
+
+def _newest_first(events: pa.Table, of: np.ndarray) -> np.ndarray:
+    """The order of rows by user, then by (time, id) descending."""
+    keys = pa.table({"of": of, "time_ms": events.column("time_ms"), "id": events.column("id")})
+    by = [("of", "ascending"), ("time_ms", "descending"), ("id", "descending")]
+    order: np.ndarray = pc.sort_indices(keys, sort_keys=by).to_numpy()
+    return order
+
+
+def _first_of_each(column: pa.ChunkedArray, of: np.ndarray) -> np.ndarray:
+    """Of each user's rows with the same value the first, ascending."""
+    codes = _encoded(column).indices.to_numpy().astype(np.int64)
+    _, first = np.unique(of * (len(codes) + 1) + codes, return_index=True)
+    return np.sort(first)
+
+
+def _cut(rows: np.ndarray, of: np.ndarray, definition: Definition) -> np.ndarray:
+    """Of each user's rows, which come newest first, the first ``max_length``, in the order that is wanted."""
+    age = np.arange(len(rows)) - np.searchsorted(of, of)
+    kept = age < definition.max_length
+    rows, of, age = rows[kept], of[kept], age[kept]
+    return rows if definition.order == NEWEST_FIRST else rows[np.lexsort((-age, of))]
+
+
+def _written(events: pa.Table, pins: DocumentsView, definition: Definition) -> pa.Table:
+    """The columns of the answer."""
+    said = {
+        name: events.column("id").cast(pa.string()) if name == EVENT_ID else events.column(name)
+        for name in definition.fields
+    }
+    if definition.enrich:
+        enriched = _of_pins(pins, events.column(OBJECT), definition.enrich)
+        said |= dict(zip(definition.enrich, enriched, strict=True))
+    return pa.table(said)
+
+
+def _of_pins(pins: DocumentsView, pin_ids: pa.ChunkedArray, names: Sequence[str]) -> list[pa.Array]:
+    """What pins say now under some names of `ENRICHMENTS`, a value an event; null where nothing is known of one."""
+    encoded = _encoded(pin_ids)
+    keys = [b"" if pin is None else pin.encode() for pin in encoded.dictionary.to_pylist()]
+    columns = [(family, column) for family, _, column in (name.partition(".") for name in names)]
+    return [values.take(encoded.indices) for values in pins.joined(columns, keys)]
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column in which each value stands once, null too."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pc.dictionary_encode(whole, null_encoding="encode")
