@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import ads, counters, frequency, pages, pins, status, users
+from pipelines.serving.routes import ads, counters, frequency, pages, pins, sequences, status, users
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
+from pipelines.users import sequence_files
 from pipelines.users.frequency import RULES_FILE, Rule
 from pipelines.users.frequency import load as load_rules
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings, replica: Replica, rules: Sequence[Rule] | Non
     frequency.register(app, ground, load_rules(RULES_FILE) if rules is None else rules)
     pins.register(app, ground)
     ads.register(app, ground)
+    sequences.register(app, ground, sequence_files.load())
     status.register(app, ground)
     pages.register(app, settings.paths.reports)
     paths = list(app.openapi()["paths"])

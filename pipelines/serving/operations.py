@@ -8,9 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.ads.schema import AGE_BUCKETS, DEVICES, DIMENSIONS, GENDERS, PLACEMENTS
+from pipelines.contracts import ACTIONS
 from pipelines.serving import documents
-from pipelines.serving.inputs import MAX_BATCH, MAX_ID_BYTES, MAX_K, MAX_LIMIT, MAX_TEXTS, MAX_TIME_MS
-from pipelines.users import counter_sql, counters
+from pipelines.serving.inputs import (
+    MAX_BATCH,
+    MAX_ID_BYTES,
+    MAX_K,
+    MAX_LIMIT,
+    MAX_TEXTS,
+    MAX_TIME_MS,
+    MAX_USERS,
+)
+from pipelines.serving.routing import ARROW
+from pipelines.users import counter_sql, counters, sequences
 
 TOKEN = "eyJ0b3BpY3MiOnt9LCJsb2FkcyI6W119"
 HEADERS = {
@@ -416,6 +426,81 @@ FREQUENCY = operation(
         },
     ),
 )
+_SEVERAL_TEXTS = {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": sequences.MAX_TEXTS}
+_DEFINITION = {
+    "type": "object",
+    "required": list(sequences.REQUIRED),
+    "additionalProperties": False,
+    "example": {"actions": ["purchase"], "age": "30d", "max_length": 10, "fields": ["pin_id", "time_ms"]},
+    "properties": {
+        "name": _TEXT,
+        "version": {"type": "integer", "minimum": 1},
+        "description": _TEXT,
+        "owner": _TEXT,
+        "actions": {"type": "array", "items": {"enum": list(ACTIONS)}, "minItems": 1},
+        "surfaces": _SEVERAL_TEXTS,
+        "categories": _SEVERAL_TEXTS,
+        "age": {"type": "string", "pattern": "^[1-9][0-9]*[dhm]$", "example": sequences.MAX_AGE},
+        "max_length": {"type": "integer", "minimum": 1, "maximum": sequences.MAX_LENGTH},
+        "deduplicate_by": {"enum": list(sequences.OBJECTS)},
+        "order": {"enum": list(sequences.ORDERS), "default": sequences.NEWEST_FIRST},
+        "fields": {"type": "array", "items": {"enum": list(sequences.EVENT_FIELDS)}, "minItems": 1},
+        "enrich": {"type": "array", "items": {"enum": list(sequences.ENRICHMENTS)}, "minItems": 1},
+    },
+}
+SEQUENCES = operation(
+    "The sequences of many users",
+    {
+        "name": "bought_lately",
+        "version": 1,
+        "now_ms": 1_488_000_000_000,
+        "sequences": [
+            {
+                "user_id": "900",
+                "events": [
+                    {
+                        "pin_id": "1095275",
+                        "time_ms": 1_487_994_806_000,
+                        "catalogue.title": "FLUID MILK WHITE ONLY",
+                        "catalogue.category": "FLUID MILK PRODUCTS",
+                        "offer.price_usd_micros": 500_000,
+                        "offer.is_available": True,
+                    }
+                ],
+                "is_complete": True,
+            }
+        ],
+    },
+    MIN_POSITION,
+    tag="users",
+    description="By a declared `name`, of the newest published version unless `version` says otherwise, or by a "
+    "`definition` that comes with the request. Sequences are in the order in which users were asked for; of an unknown "
+    "user it is empty. Events are those that happened up to `now_ms` (now, if it is absent); enrichments are as they "
+    f"are now. With `Accept: {ARROW}` the answer is an Arrow stream with a row an event: `user_id` and the same "
+    "columns; what is not a column (name, version, now_ms, and of each user the `length` in rows and whether it "
+    "`is_complete`) stands as JSON in the schema's metadata `tidemark.sequences`.",
+    problems={
+        400: ("definition.fields[0]", "pinid is not allowed; did you mean `pin_id`?"),
+        413: ("body", "the body is too large"),
+    }
+    | LATE,
+    body=json_body(
+        {"user_ids": ["900", "1312"], "name": "bought_lately", "now_ms": 1_488_000_000_000},
+        {
+            "type": "object",
+            "required": ["user_ids"],
+            "additionalProperties": False,
+            "properties": {
+                "user_ids": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_USERS},
+                "name": _TEXT,
+                "version": {"type": "integer", "minimum": 1},
+                "definition": _DEFINITION,
+                "now_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
+            },
+        },
+    ),
+)
+SEQUENCES["responses"]["200"]["content"][ARROW] = {"schema": {"type": "string", "format": "binary"}}
 INDICES = operation(
     "What each index stands on",
     {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.serving.metrics import Metrics
 
 JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
 SLOW_S = 1.0
 """An answer that took longer is told of in the log; at thousands a second, no other is."""
 log = logging.getLogger(__name__)
