@@ -24,6 +24,7 @@ import jobs.cli.answers
 import jobs.cli.data
 import jobs.cli.ads_dump
 import jobs.cli.contracts
+import jobs.cli.sequences
 import jobs.cli.ads
 import jobs.cli.ads_freshness
 import jobs.cli.ads_care

@@ -38,6 +38,7 @@ COMMANDS = [
     "rollback",
     "resume",
     "query",
+    "sequences",
     "dead-letters",
     "lineage",
     "account",
