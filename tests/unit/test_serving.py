@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as cases
@@ -21,6 +22,8 @@ from pipelines.indexing.position import Position
 from pipelines.recommend import candidates, fold_in
 from pipelines.serving.app import create_app
 from pipelines.serving.bypass import Bypass, under_entries
+from pipelines.users import sequence_files
+from pipelines.users import sequences as declared
 from tests import serving_world as world
 from tests.conftest import small_settings
 
@@ -392,6 +395,8 @@ def test_before_the_first_base(tmp_path: Any) -> None:
     client.get("/v1/pins/1", 404)
     client.get("/v1/pins/1/similar", 404)
     assert client.get("/v1/pins/1/counts").json["hours"] == []
+    (nothing,) = sequences_of(client, user_ids=["u0"], name="bought_lately").json["sequences"]
+    assert nothing == {"user_id": "u0", "events": [], "is_complete": True}
 
 
 def test_pages_and_openapi(client: Client) -> None:
@@ -538,6 +543,208 @@ def test_ads_under_entries_of_the_bypass(home: Any, replica: Any) -> None:
     assert (status["bypass_entries"], status["bypass_overridden"], status["bypass_refused"]) == (3, 0, 1)
 
 
+# ------------------------------------------------------------------------------------------------------------ sequences
+
+
+ARROW = {
+    "content-type": "application/json",
+    "accept": "application/json;q=0.5, application/vnd.apache.arrow.stream",
+}
+INLINE = {"max_length": 3, "fields": ["event_id", "time_ms", "pin_id"], "enrich": ["catalogue.category"]}
+
+
+def sequences_of(client: Client, status: int = 200, **body: Any) -> Reply:
+    reply = client.call(
+        "POST", "/v1/sequences:query", json.dumps({"now_ms": world.NEWEST_MS, **body}).encode()
+    )
+    assert reply.status == status, reply.body
+    return reply
+
+
+def naive(user: str) -> list[dict[str, Any]]:
+    """A user's events, newest first, with the category of their pin."""
+    of_user = [h for h, _ in world.history() if h["key"] == user.encode()]
+    categories = {pin_id: ("fruit", "bread", "milk")[number % 3] for number, pin_id in enumerate(world.PINS)}
+    rows = [
+        {
+            "event_id": h["id"].decode(),
+            "time_ms": h["time_ms"],
+            "pin_id": h["payload"]["pin_id"],
+            "catalogue.category": categories.get(h["payload"]["pin_id"]),
+        }
+        for h in of_user
+    ]
+    return sorted(rows, key=lambda row: (row["time_ms"], row["event_id"].encode()), reverse=True)
+
+
+def test_sequences_by_a_definition_that_comes_along(client: Client, home: Any) -> None:
+    users = ["u0", "nobody", world.ODD_USER, "u0"]
+    reply = sequences_of(client, user_ids=users, definition=INLINE)
+    assert reply.json == {
+        "name": None,
+        "version": None,
+        "now_ms": world.NEWEST_MS,
+        "sequences": [{"user_id": user, "events": naive(user)[:3], "is_complete": True} for user in users],
+    }
+    assert reply.json["sequences"][0]["events"][1]["catalogue.category"] is None  # nobody knows this pin
+    assert (
+        reply.headers["tidemark-base-version"]
+        == f"user_events={home[2]['user_events']}, pins={home[2]['pins']}"
+    )
+    assert reply.headers["tidemark-stale"] == "user_events=false, pins=false"
+
+
+def test_sequences_of_a_window_in_a_category(client: Client) -> None:
+    wanted = {
+        **INLINE,
+        "age": "20d",
+        "categories": ["fruit", "milk"],
+        "max_length": 100,
+        "order": "oldest_first",
+    }
+    now_ms = world.NEWEST_MS - 5 * world.DAY_MS  # the event of just then is in, that of 20 days before is not
+    (found,) = sequences_of(client, user_ids=["u0"], definition=wanted, now_ms=now_ms).json["sequences"]
+    assert found["events"] == [
+        row
+        for row in naive("u0")[::-1]
+        if now_ms - 20 * world.DAY_MS < row["time_ms"] <= now_ms
+        and row["catalogue.category"] in ("fruit", "milk")
+    ]
+    assert found["events"]
+    (now,) = sequences_of(client, user_ids=["u0"], definition=wanted, now_ms=None).json["sequences"]
+    assert now == {"user_id": "u0", "events": [], "is_complete": True}
+
+
+def test_declared_sequences(client: Client, replica: Any) -> None:
+    happened, _ = world.event("u1", "again", "5", "purchase", world.NEWEST_MS)
+    replica.followers["user_events"].fold([happened])
+    replica.followers["pins"].fold(world.pin("5", 2, is_available=False))
+    reply = sequences_of(client, user_ids=["u1"], name="bought_lately").json
+    assert (reply["name"], reply["version"]) == ("bought_lately", 1)
+    events = reply["sequences"][0]["events"]
+    assert events[0] == {
+        "pin_id": "5",
+        "time_ms": world.NEWEST_MS,
+        "catalogue.title": "pin 5",
+        "catalogue.category": "fruit",
+        "offer.price_usd_micros": 1_500_000,
+        "offer.is_available": False,
+    }
+    assert [row["pin_id"] for row in events] == ["5", *(row["pin_id"] for row in naive("u1")[1:])]
+    history = sequences_of(client, user_ids=["u1"], name="purchase_history", version=1).json["sequences"]
+    assert [row["event_id"] for row in history[0]["events"]] == [
+        *(f"e{n}" for n in range(7, -1, -1)),
+        "again",
+    ]
+
+
+def test_sequences_as_an_arrow_stream(client: Client) -> None:
+    users = [world.ODD_USER, "nobody", "u3"]
+    body = {"user_ids": users, "definition": INLINE, "now_ms": world.NEWEST_MS}
+    reply = client.call("POST", "/v1/sequences:query", json.dumps(body).encode(), ARROW)
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/vnd.apache.arrow.stream"
+    assert reply.headers["tidemark-position"]
+    table = pa.ipc.open_stream(reply.body).read_all()
+    assert table.schema.remove_metadata() == pa.schema(
+        [
+            ("user_id", pa.string()),
+            ("event_id", pa.string()),
+            ("time_ms", pa.int64()),
+            ("pin_id", pa.string()),
+            ("catalogue.category", pa.string()),
+        ]
+    )
+    assert table.to_pylist() == [{"user_id": user, **row} for user in users for row in naive(user)[:3]]
+    assert json.loads(table.schema.metadata[b"tidemark.sequences"]) == {
+        "name": None,
+        "version": None,
+        "now_ms": world.NEWEST_MS,
+        "users": [
+            {"user_id": user, "length": length, "is_complete": True}
+            for user, length in zip(users, (1, 0, 3), strict=True)
+        ],
+    }
+    nobody = json.dumps({**body, "user_ids": ["nobody"]}).encode()
+    empty = pa.ipc.open_stream(client.call("POST", "/v1/sequences:query", nobody, ARROW).body).read_all()
+    assert (empty.num_rows, empty.schema.remove_metadata()) == (0, table.schema.remove_metadata())
+
+
+@pytest.mark.parametrize("column", sorted(declared.ENRICHMENTS))
+def test_whatever_the_index_of_pins_declares_enriches(client: Client, column: str) -> None:
+    wanted = {**INLINE, "enrich": [column]}
+    (found,) = sequences_of(client, user_ids=["u3"], definition=wanted).json["sequences"]
+    family, _, name = column.partition(".")
+    for event in found["events"]:
+        document = client.get(f"/v1/pins/{event['pin_id']}").json
+        if family == "embedding":
+            np.testing.assert_array_equal(event[column], world.VECTORS[world.PINS.index(event["pin_id"])])
+        else:
+            assert event[column] == document[family][name]
+
+
+def test_sequences_wait_for_a_position(client: Client, replica: Any) -> None:
+    token = Position({world.INTERACTIONS: {0: 12}}, frozenset()).token()
+    body = json.dumps({"user_ids": ["u0"], "definition": INLINE}).encode()
+    late = client.call("POST", f"/v1/sequences:query?min_position={token}", body)
+    assert (late.status, late.json["error"]["field"]) == (409, "min_position")
+    happened, _ = world.event("u0", "late", "2", "view", world.NEWEST_MS + 1)
+    replica.followers["user_events"].fold([happened], Position({world.INTERACTIONS: {0: 12}}, frozenset()))
+    reply = client.call("POST", f"/v1/sequences:query?min_position={token}", body)
+    assert reply.json["sequences"][0]["events"][0]["event_id"] == "late"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "user_ids"),
+        ({"user_ids": []}, "user_ids"),
+        ({"user_ids": ["u0"] * 101}, "user_ids"),
+        ({"user_ids": ["u0", ""]}, "user_ids[1]"),
+        ({"user_ids": ["u0"]}, "name"),
+        ({"user_ids": ["u0"], "name": "bought_lately", "definition": INLINE}, "name"),
+        ({"user_ids": ["u0"], "name": "bought"}, "name"),
+        ({"user_ids": ["u0"], "name": 1}, "name"),
+        ({"user_ids": ["u0"], "name": "bought_lately", "version": 2}, "version"),
+        ({"user_ids": ["u0"], "name": "bought_lately", "version": "1"}, "version"),
+        ({"user_ids": ["u0"], "definition": INLINE, "version": 1}, "version"),
+        ({"user_ids": ["u0"], "definition": []}, "definition"),
+        ({"user_ids": ["u0"], "definition": {**INLINE, "age": "91d"}}, "definition.age"),
+        ({"user_ids": ["u0"], "definition": {**INLINE, "max_length": 1001}}, "definition.max_length"),
+        ({"user_ids": ["u0"], "definition": {**INLINE, "fields": ["pinid"]}}, "definition.fields[0]"),
+        ({"user_ids": ["u0"], "definition": {**INLINE, "actions": ["sing"]}}, "definition.actions[0]"),
+        ({"user_ids": ["u0"], "definition": {**INLINE, "limit": 3}}, "definition.limit"),
+        ({"user_ids": ["u0"], "definition": INLINE, "now_ms": -1}, "now_ms"),
+        ({"user_ids": ["u0"], "definition": INLINE, "now": 1}, "now"),
+    ],
+)
+def test_a_bad_sequence_is_named(client: Client, body: Any, field: str) -> None:
+    reply = client.call("POST", "/v1/sequences:query", json.dumps(body).encode())
+    assert (reply.status, reply.json["error"]["field"]) == (400, field)
+    assert reply.json["error"]["message"] and reply.json["error"]["allowed"]
+
+
+def test_a_declared_sequence_with_a_problem_is_not_served_and_the_others_are(
+    home: Any, replica: Any, tmp_path: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    for path in sequence_files.FOLDER.iterdir():
+        text = path.read_text()
+        (tmp_path / path.name).write_text(
+            text.replace("max_length: 256", "max_length: 255") if path.stem == "purchase_history" else text
+        )
+    second = (tmp_path / "bought_lately.yaml").read_text().replace("version: 1", "version: 2")
+    (tmp_path / "bought_lately.v2.yaml").write_text(second.replace("max_length: 100", "max_length: 1"))
+    monkeypatch.setattr(sequence_files, "FOLDER", tmp_path)
+    client = Client(create_app(home[0], replica))
+    assert "version 1 was published with another meaning: max_length was 256 and is 255" in caplog.text
+    assert sequences_of(client, 400, user_ids=["u0"], name="purchase_history").json["error"]["allowed"] == [
+        "bought_lately"
+    ]
+    for version, asked_for, length in ((1, None, 8), (1, 1, 8), (2, 2, 1)):  # version 2 is not published
+        said = sequences_of(client, user_ids=["u1"], name="bought_lately", version=asked_for).json
+        assert (said["version"], len(said["sequences"][0]["events"])) == (version, length)
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -664,6 +871,7 @@ PATHS = st.one_of(
             "/v1/ads:candidates",
             "/v1/counters:query",
             "/v1/frequency:check",
+            "/v1/sequences:query",
             "/v1/indices",
             "/healthz",
             "/readyz",
@@ -743,6 +951,35 @@ def test_nothing_that_a_client_sends_gives_a_5xx(
     if reply.status >= 400:
         assert set(reply.json["error"]) == FIELDS
     assert reply.headers["content-length"] == str(len(reply.body))
+
+
+DEFINITIONS = ANY_JSON | st.fixed_dictionaries(
+    {"max_length": st.just(3) | ANY_JSON, "fields": st.just(["pin_id"]) | ANY_JSON},
+    optional={
+        name: ANY_JSON
+        | st.sampled_from(["90d", "pin_id", "oldest_first", ["view"], ["offer.is_available"], ["x"]])
+        for name in ("actions", "surfaces", "age", "deduplicate_by", "order", "enrich")
+    },
+)
+SEQUENCES = st.fixed_dictionaries(
+    {"user_ids": st.just(["u0", "x"]) | ANY_JSON},
+    optional={
+        "definition": DEFINITIONS,
+        "name": st.just("bought_lately") | ANY_JSON,
+        "version": ANY_JSON,
+        "now_ms": ANY_JSON,
+    },
+)
+
+
+@cases(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=SEQUENCES, is_arrow=st.booleans())
+def test_no_sequence_that_a_client_wants_gives_a_5xx(home: Any, body: Any, is_arrow: bool) -> None:
+    client = Client(create_app_once(home))
+    reply = client.call("POST", "/v1/sequences:query", json.dumps(body).encode(), ARROW if is_arrow else None)
+    assert reply.status in (200, 400), reply.body
+    if reply.status == 400:
+        assert set(reply.json["error"]) == FIELDS
 
 
 _APPS: dict[int, Any] = {}
