@@ -130,7 +130,7 @@ def expected(case: Case, asked: Asked, user: bytes) -> tuple[list[dict[str, Any]
 def drawn(data: bytes) -> Case:
     """A case from small choices."""
     choices = Choices(data)
-    read = Timeline(choices.of((None, None, 3 * MINUTE_MS)), choices.of((None, None, 2, 3)))
+    read = Timeline(choices.of((None, None, 3 * MINUTE_MS)), choices.of((None, 2, 3, 5)))
     events = told(USER_EVENTS._replace(read=read), choices, interaction, ())
     vectors = tuple(vector(pin, choices) for pin in PIN_IDS[:2])
     pins = told(PINS, choices, update, vectors)
@@ -213,7 +213,7 @@ def vector(pin: str, choices: Choices) -> Statement:
 
 def definition(choices: Choices) -> dict[str, Any]:
     """A definition."""
-    said: dict[str, Any] = {"max_length": 1 + choices.below(8), "fields": some(EVENT_FIELDS, choices)}
+    said: dict[str, Any] = {"max_length": choices.of((1, 1, 2, 3, 5, 8)), "fields": some(EVENT_FIELDS, choices)}
     if choices.below(2):
         said["actions"] = some(ACTIONS, choices)
     if choices.is_hit(3):

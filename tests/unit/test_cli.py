@@ -22,6 +22,7 @@ from pipelines.ads import repository, updater
 from pipelines.ads.repository import Update
 from pipelines.ads.updater import Event
 from pipelines.settings import ROOT, Settings
+from pipelines.users import sequence_files
 
 COMMANDS = [
     "up",
@@ -311,3 +312,27 @@ def test_what_no_ads_are_chosen_by_is_told(settings: Settings) -> None:
         found = tidemark(settings, "ads", "refresh", *arguments)
         assert (found.returncode, "error: " in found.stderr) == (1, True), arguments
     assert "does not answer" in tidemark(settings, "ads", "enrich", "a1").stderr
+
+
+def test_sequences_are_listed_checked_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_files, "FOLDER", tmp_path)
+    declared = tmp_path / "seen.yaml"
+    declared.write_text(
+        "{name: seen, version: 1, description: What was seen., owner: ads, max_length: 9, fields: [pin_id]}"
+    )
+
+    def told(*arguments: str) -> Any:
+        return json.loads(run.invoke(cli.app, ["sequences", *arguments, "--json"]).stdout)
+
+    (before,) = told()["sequences"]
+    assert (before["name"], before["max_length"], before["is_published"]) == ("seen", 9, False)
+    assert told("publish", "seen")["is_published"]
+    assert told()["sequences"] == [{**before, "is_published": True}]
+    assert run.invoke(cli.app, ["sequences", "check"]).exit_code == 0
+    declared.write_text(declared.read_text().replace("9", "8"))
+    found = run.invoke(cli.app, ["sequences", "check"])
+    assert found.exit_code == 1
+    assert "max_length was 9 and is 8" in found.stdout and "seen.v2.yaml" in found.stdout
+    (problem,) = told("check")["problems"]
+    assert problem["where"] == str(declared)
+    assert told() == {"sequences": [], "problems": [problem]}
