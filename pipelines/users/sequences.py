@@ -77,7 +77,7 @@ class Definition(NamedTuple):
     Attributes:
         max_length: Of a sequence, in events; the newest are kept.
         fields: Of each event, names in `EVENT_FIELDS`.
-        name: Of a declared one; None where it came with a request. So are those that follow.
+        name: None where a request brought it without one; so with version, description and owner.
         actions: Only these; all, if there are none. So with surfaces and categories.
         categories: Of the event's pin, as it is when the sequence is read.
         age_ms: Only events after now less this; None: all events.
@@ -270,6 +270,7 @@ def read(
         keys: Of k users.
         now_ms: In ms since 1970.
     """
+    # No event is from before 1970: the contract refuses it.
     from_ms = 0 if definition.age_ms is None else now_ms - definition.age_ms + 1
     within = view.within(keys, from_ms, now_ms + 1, _columns_read(definition))
     events = within.table.combine_chunks()
@@ -332,10 +333,10 @@ def _first_of_each(column: pa.ChunkedArray, of: np.ndarray) -> np.ndarray:
 
 def _cut(rows: np.ndarray, of: np.ndarray, definition: Definition) -> np.ndarray:
     """Of each user's rows, which come newest first, the first ``max_length``, in the order that is wanted."""
-    age = np.arange(len(rows)) - np.searchsorted(of, of)
-    kept = age < definition.max_length
-    rows, of, age = rows[kept], of[kept], age[kept]
-    return rows if definition.order == NEWEST_FIRST else rows[np.lexsort((-age, of))]
+    place = np.arange(len(rows)) - np.searchsorted(of, of)
+    kept = place < definition.max_length
+    rows, of, place = rows[kept], of[kept], place[kept]
+    return rows if definition.order == NEWEST_FIRST else rows[np.lexsort((-place, of))]
 
 
 def _written(events: pa.Table, pins: DocumentsView, definition: Definition) -> pa.Table:
