@@ -20,7 +20,8 @@ from pipelines.serving.inputs import (
     MAX_USERS,
 )
 from pipelines.serving.routing import ARROW
-from pipelines.users import counter_sql, counters, sequences
+from pipelines.users import counter_sql, counters, sequences, spans
+from pipelines.users.index import OBJECTS
 
 TOKEN = "eyJ0b3BpY3MiOnt9LCJsb2FkcyI6W119"
 HEADERS = {
@@ -358,7 +359,7 @@ COUNTERS = operation(
                     "items": _IDS | {"minItems": 2, "maxItems": 2},
                     "maxItems": counters.MAX_PAIRS,
                 },
-                "object": {"enum": list(counters.OBJECTS)},
+                "object": {"enum": list(OBJECTS)},
                 "where": {
                     "type": "object",
                     "additionalProperties": False,
@@ -366,8 +367,8 @@ COUNTERS = operation(
                 },
                 "age_ms": {
                     "type": "integer",
-                    "minimum": counters.MIN_AGE_MS,
-                    "maximum": counters.MAX_AGE_MS,
+                    "minimum": spans.MIN_SPAN_MS,
+                    "maximum": spans.MAX_SPAN_MS,
                 },
                 "group_by": {
                     "type": "array",
@@ -417,7 +418,7 @@ FREQUENCY = operation(
                         "type": "object",
                         "additionalProperties": False,
                         "minProperties": 1,
-                        "properties": dict.fromkeys(counters.OBJECTS, _TEXT),
+                        "properties": dict.fromkeys(OBJECTS, _TEXT),
                     },
                 },
                 "rules": _TEXTS,
@@ -440,9 +441,9 @@ _DEFINITION = {
         "actions": {"type": "array", "items": {"enum": list(ACTIONS)}, "minItems": 1},
         "surfaces": _SEVERAL_TEXTS,
         "categories": _SEVERAL_TEXTS,
-        "age": {"type": "string", "pattern": "^[1-9][0-9]*[dhm]$", "example": sequences.MAX_AGE},
+        "age": {"type": "string", "pattern": f"^{spans.PATTERN}$", "example": "90d"},
         "max_length": {"type": "integer", "minimum": 1, "maximum": sequences.MAX_LENGTH},
-        "deduplicate_by": {"enum": list(sequences.OBJECTS)},
+        "deduplicate_by": {"enum": list(OBJECTS)},
         "order": {"enum": list(sequences.ORDERS), "default": sequences.NEWEST_FIRST},
         "fields": {"type": "array", "items": {"enum": list(sequences.EVENT_FIELDS)}, "minItems": 1},
         "enrich": {"type": "array", "items": {"enum": list(sequences.ENRICHMENTS)}, "minItems": 1},

@@ -9,7 +9,6 @@ the last T at a time t where t - T < event time ≤ t.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,16 +22,9 @@ if TYPE_CHECKING:
     from pipelines.indexing.timelines import TimelineView, Within
 
 USER = "user_id"
-OBJECTS = ("pin_id", "ad_id", "campaign_id", "advertiser_id", "category")
-"""What an event may be about."""
 COLUMNS = tuple(field.name for field in INTERACTION if pa.types.is_string(field.type))
 """What events are told apart by: their fields that are texts."""
 
-SPAN_RULE = "a whole number with m, h, d or w, from 1m to 90d, as 7d"
-_SPAN = re.compile(r"([1-9][0-9]{0,9})\s*(m|h|d|w)")
-MINUTE_MS = 60_000
-_UNIT_MS = {"m": MINUTE_MS, "h": 60 * MINUTE_MS, "d": 1_440 * MINUTE_MS, "w": 7 * 1_440 * MINUTE_MS}
-MIN_AGE_MS, MAX_AGE_MS = MINUTE_MS, 90 * 24 * 60 * MINUTE_MS
 MAX_USERS, MAX_PAIRS, MAX_VALUES = 1_000, 1_000, 1_000
 
 Where = Mapping[str, Sequence[str]]
@@ -44,7 +36,7 @@ class Query(NamedTuple):
 
     Attributes:
         users: Whose events; at most `MAX_USERS`.
-        age_ms: From `MIN_AGE_MS` to `MAX_AGE_MS`.
+        age_ms: From `MIN_SPAN_MS` to `MAX_SPAN_MS`.
         where: Which of them; by columns of `COLUMNS`.
         group_by: Of `USER` and `COLUMNS`; none: they are counted together.
     """
@@ -61,7 +53,7 @@ class Pairs(NamedTuple):
     Attributes:
         pairs: User and value of the object; at most `MAX_PAIRS`.
         object: Of `OBJECTS`.
-        age_ms: From `MIN_AGE_MS` to `MAX_AGE_MS`.
+        age_ms: From `MIN_SPAN_MS` to `MAX_SPAN_MS`.
         where: Which events; by columns of `COLUMNS`.
     """
 
@@ -91,12 +83,6 @@ class PairCounts(NamedTuple):
 
     events: np.ndarray
     incomplete: tuple[bytes, ...]
-
-
-def span_ms(text: str) -> int | None:
-    """A time span as `7d` in milliseconds; None where it is none."""
-    found = _SPAN.fullmatch(text.strip().lower())
-    return int(found[1]) * _UNIT_MS[found[2]] if found else None
 
 
 def count(view: TimelineView, query: Query, now_ms: int) -> Counts:

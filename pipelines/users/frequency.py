@@ -23,7 +23,9 @@ import yaml
 from pipelines.contracts import ACTIONS
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT
-from pipelines.users.counters import MAX_AGE_MS, MIN_AGE_MS, OBJECTS, SPAN_RULE, span_ms
+from pipelines.users.index import OBJECTS
+from pipelines.users.spans import RULE as SPAN_RULE
+from pipelines.users.spans import span_ms
 
 if TYPE_CHECKING:
     from pipelines.indexing.timelines import TimelineView
@@ -227,8 +229,8 @@ def _actions(said: Any, where: str) -> dict[str, float]:
 
 
 def _span(said: Mapping[str, Any], where: str, name: str, path: str = "") -> int:
-    found = span_ms(said[name]) if isinstance(said.get(name), str) else None
-    if found is None or not MIN_AGE_MS <= found <= MAX_AGE_MS:
+    found = span_ms(said.get(name))
+    if found is None:
         raise _bad(where, path + name, f"{said.get(name)!r} is not such a time", SPAN_RULE)
     return found
 

@@ -35,6 +35,9 @@ INTERACTION = pa.schema(
         ("view_type", pa.string()),
     ]
 )
+OBJECTS = ("pin_id", "ad_id", "campaign_id", "advertiser_id", "category")
+"""What an event may be about: its columns that say so."""
+
 COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])
 
 

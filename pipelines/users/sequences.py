@@ -21,10 +21,11 @@ from pipelines.errors import TidemarkError
 from pipelines.indexing.documents import DocumentsView
 from pipelines.indexing.timelines import TimelineView
 from pipelines.pins.index import PINS
-from pipelines.users.index import USER_EVENTS
+from pipelines.users.index import OBJECTS, USER_EVENTS
+from pipelines.users.spans import RULE as SPAN_RULE
+from pipelines.users.spans import span_ms
 
 MAX_LENGTH = 1000
-MAX_AGE = "90d"
 MAX_TEXTS = 200
 """So many actions, surfaces or categories may be named."""
 MAX_TEXT_BYTES = 512
@@ -42,11 +43,7 @@ ENRICHMENTS: Mapping[str, pa.DataType] = {
     f"{family.name}.{field.name}": field.type for family in PINS.families for field in family.schema
 }
 """What can be said of an event's pin, as it is when the sequence is read."""
-OBJECTS = tuple(name for name in USER_EVENTS.families[0].schema.names if name.endswith("_id"))
-"""The columns of an event that say what it is about."""
 
-_UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000}
-_DURATION = re.compile(r"([1-9][0-9]{0,8})([dhm])")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -81,7 +78,8 @@ class Definition(NamedTuple):
         actions: Only these; all, if there are none. So with surfaces and categories.
         categories: Of the event's pin, as it is when the sequence is read.
         age_ms: Only events after now less this; None: all events.
-        deduplicate_by: Of events that have this column in common, the newest alone counts; None: all do.
+        deduplicate_by: Of events that have this column in common, the newest alone counts, and each that has none;
+            None: all do.
         order: One of `ORDERS`.
         enrich: Of each event's pin, names in `ENRICHMENTS`.
     """
@@ -147,12 +145,6 @@ def parse(said: Any, required: Collection[str] = REQUIRED) -> Definition:
     return Definition(age_ms=given.pop("age", None), **given)
 
 
-def duration_ms(text: str) -> int | None:
-    """The ms of a duration like `90d`, `36h` or `30m`; None where it is none."""
-    found = _DURATION.fullmatch(text)
-    return int(found[1]) * _UNIT_MS[found[2]] if found else None
-
-
 def nearest(name: Any, known: Iterable[str]) -> str:
     """A hint at the known name that is most like this one; empty where none is."""
     close = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.5)
@@ -198,10 +190,9 @@ def _whole(least: int, most: int | None = None) -> Reader:
 
 
 def _age(field: str, value: Any) -> int:
-    most = duration_ms(MAX_AGE)
-    age_ms = duration_ms(value) if isinstance(value, str) else None
-    if age_ms is None or most is None or age_ms > most:
-        raise _refused(field, value, f"a duration like 90d, 36h or 30m, at most {MAX_AGE}")
+    age_ms = span_ms(value)
+    if age_ms is None:
+        raise _refused(field, value, SPAN_RULE)
     return age_ms
 
 
@@ -325,9 +316,11 @@ def _newest_first(events: pa.Table, of: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each(column: pa.ChunkedArray, of: np.ndarray) -> np.ndarray:
-    """Of each user's rows with the same value the first, ascending."""
+    """Of each user's rows with the same value the first, and each without a value; ascending."""
     codes = _encoded(column).indices.to_numpy().astype(np.int64)
-    _, first = np.unique(of * (len(codes) + 1) + codes, return_index=True)
+    has_none = column.is_null().to_numpy()
+    codes = np.where(has_none, len(codes) + np.arange(len(codes)), codes)
+    _, first = np.unique(of * (2 * len(codes) + 1) + codes, return_index=True)
     return np.sort(first)
 
 

@@ -18,8 +18,9 @@ from pipelines.indexing.position import EMPTY
 from pipelines.indexing.timelines import TimelineView
 from pipelines.indexing.view import view
 from pipelines.users import counter_sql, counters
-from pipelines.users.counters import MAX_AGE_MS, MIN_AGE_MS, Pairs, Query
+from pipelines.users.counters import Pairs, Query
 from pipelines.users.index import USER_EVENTS
+from pipelines.users.spans import MAX_SPAN_MS, MIN_SPAN_MS
 from tests.properties.harness import cases
 
 CASES = cases(200)
@@ -49,7 +50,7 @@ def said(chance: random.Random) -> Said:
 def content(one: Said) -> dict[str, Any]:
     """What a statement says: always the same of the same version."""
     chance = random.Random(repr(sorted(one.items())))
-    age = chance.choice((0, 1, MIN_AGE_MS - 1, MIN_AGE_MS, 10 * MIN_AGE_MS, MAX_AGE_MS, -1))
+    age = chance.choice((0, 1, MIN_SPAN_MS - 1, MIN_SPAN_MS, 10 * MIN_SPAN_MS, MAX_SPAN_MS, -1))
     return {"time_ms": NOW_MS - age, **{name: chance.choice(values) for name, values in VALUES.items()}}
 
 
@@ -117,7 +118,7 @@ def drawn_where(chance: random.Random, but: str = "") -> dict[str, tuple[str, ..
 
 
 def drawn_age(chance: random.Random) -> int:
-    return chance.choice((MIN_AGE_MS, MIN_AGE_MS + 1, 10 * MIN_AGE_MS, MAX_AGE_MS))
+    return chance.choice((MIN_SPAN_MS, MIN_SPAN_MS + 1, 10 * MIN_SPAN_MS, MAX_SPAN_MS))
 
 
 @CASES

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.users import frequency
-from pipelines.users.counters import MAX_AGE_MS, MIN_AGE_MS
 from pipelines.users.frequency import Rule
+from pipelines.users.spans import MAX_SPAN_MS, MIN_SPAN_MS
 from tests.properties.harness import cases
 from tests.properties.test_counters import NOW_MS, said, standing, viewed
 
-SPANS = (MIN_AGE_MS, 10 * MIN_AGE_MS, 10 * MIN_AGE_MS + 1, MAX_AGE_MS)
+SPANS = (MIN_SPAN_MS, 10 * MIN_SPAN_MS, 10 * MIN_SPAN_MS + 1, MAX_SPAN_MS)
 OBJECTS = {"pin_id": ("p1", "p2", "p9"), "ad_id": ("a1", "a2", "a9")}
 
 

@@ -33,7 +33,7 @@ ACTIONS = ("purchase", "view", "hide")
 SURFACES = ("home", "search", None)
 CATEGORIES = ("fruit", "bread", "grün", None)
 UNIT_MS = {"m": MINUTE_MS, "h": 60 * MINUTE_MS, "d": 24 * 60 * MINUTE_MS}
-EVENT_FIELDS = ("event_id", "time_ms", "pin_id", "action", "quantity", "value_usd_micros", "surface")
+EVENT_FIELDS = ("event_id", "time_ms", "pin_id", "action", "quantity", "value_usd_micros", "surface", "ad_id")
 ENRICHMENTS = (
     *("catalogue.title", "catalogue.category", "catalogue.brand"),
     *("offer.price_usd_micros", "offer.is_available", "embedding.vector"),
@@ -109,9 +109,10 @@ def expected(case: Case, asked: Asked, user: bytes) -> tuple[list[dict[str, Any]
             and payload["surface"] in said.get("surfaces", [payload["surface"]])
             and ("categories" not in said or pin.get("catalogue", {}).get("category") in said["categories"])
         )
-        if not is_meant or ("deduplicate_by" in said and payload["pin_id"] in seen):
+        about = payload[said["deduplicate_by"]] if "deduplicate_by" in said else None
+        if not is_meant or about in seen:
             continue
-        seen.add(payload["pin_id"])
+        seen |= set() if about is None else {about}
         own = {"event_id": event.id.decode(), "time_ms": event.time_ms, **payload}
         row = {name: own[name] for name in said["fields"]}
         for name in said.get("enrich", ()):
@@ -176,6 +177,7 @@ def interaction(choices: Choices) -> list[Statement]:
         "quantity": chance.choice((None, 1, 7)),
         "value_usd_micros": chance.choice((None, 0, 2**40)),
         "surface": chance.choice(SURFACES),
+        "ad_id": chance.choice((None, "a0", "a1")),
     }
     return [about._replace(time_ms=at_ms, payload=payload)]
 
@@ -233,7 +235,7 @@ def definition(choices: Choices) -> dict[str, Any]:
     if choices.below(2):
         said["age"] = choices.of(("1m", "3m", "4m", "5m", "90d"))
     if choices.below(2):
-        said["deduplicate_by"] = "pin_id"
+        said["deduplicate_by"] = choices.of(("pin_id", "pin_id", "ad_id"))
     if choices.below(2):
         said["order"] = choices.of(("newest_first", "oldest_first"))
     if choices.below(2):

@@ -18,19 +18,9 @@ from pipelines.serving.inputs import (
 from pipelines.serving.routing import Answer, Call, add, json_answer
 from pipelines.serving.standing import EVENTS
 from pipelines.users import counter_sql, counters
-from pipelines.users.counters import (
-    COLUMNS,
-    MAX_AGE_MS,
-    MAX_PAIRS,
-    MAX_USERS,
-    MAX_VALUES,
-    MIN_AGE_MS,
-    OBJECTS,
-    USER,
-    Counts,
-    Pairs,
-    Query,
-)
+from pipelines.users.counters import COLUMNS, MAX_PAIRS, MAX_USERS, MAX_VALUES, USER, Counts, Pairs, Query
+from pipelines.users.index import OBJECTS
+from pipelines.users.spans import MAX_SPAN_MS, MIN_SPAN_MS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,7 +34,7 @@ _BODY = {
     "pairs": f"a list of 1 to {MAX_PAIRS} pairs [user id, id of the object]",
     "object": list(OBJECTS),
     "where": dict.fromkeys(COLUMNS, f"a list of at most {MAX_VALUES} texts"),
-    "age_ms": f"a whole number from {MIN_AGE_MS} to {MAX_AGE_MS}",
+    "age_ms": f"a whole number from {MIN_SPAN_MS} to {MAX_SPAN_MS}",
     "group_by": [USER, *COLUMNS],
     "now_ms": "ms since 1970; now, if it is absent",
 }
@@ -173,7 +163,7 @@ def _where(said: Said) -> dict[str, tuple[str, ...]]:
 
 
 def _age_ms(said: Said) -> int:
-    found = natural_of(said, "age_ms", "age_ms", MIN_AGE_MS, MAX_AGE_MS)
+    found = natural_of(said, "age_ms", "age_ms", MIN_SPAN_MS, MAX_SPAN_MS)
     if found is None:
         raise Problem(400, "age_ms", "it is missing", _BODY["age_ms"])
     return found

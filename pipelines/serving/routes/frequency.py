@@ -20,8 +20,8 @@ from pipelines.serving.inputs import (
 from pipelines.serving.routing import Answer, Call, add, json_answer
 from pipelines.serving.standing import EVENTS
 from pipelines.users import frequency
-from pipelines.users.counters import OBJECTS
 from pipelines.users.frequency import Broken, Rule
+from pipelines.users.index import OBJECTS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
