@@ -55,6 +55,48 @@ def recommendations(
 
 
 @query_app.command()
+def counters(
+    sql: Annotated[str, typer.Argument(help="As: SELECT action, count(*) FROM events WHERE user = '900' …")],
+    now_ms: Annotated[int | None, typer.Option(min=0, help="As of when, in ms since 1970.")] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """How often users did something: a sentence of the small SQL that docs/counters.md tells of."""
+    body = {"sql": sql} | ({} if now_ms is None else {"now_ms": now_ms})
+    answer = _ask("/v1/counters:query", {"min_position": min_position}, body)
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    counts = answer.body["counts"]
+    columns = tuple(counts[0]) if counts else ("nothing counted",)
+    console.table("Counts", columns, [tuple(one.values()) for one in counts], _stands_on(answer))
+
+
+@query_app.command()
+def frequency(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    named: Annotated[
+        list[str], typer.Argument(metavar="COLUMN=ID...", help="What would be shown, as ad_id=a17.")
+    ],
+    now_ms: Annotated[int | None, typer.Option(min=0, help="As of when, in ms since 1970.")] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """Whether something may be shown to a user, and which rules of conf/frequency.yaml do not allow it."""
+    pairs = [one.partition("=") for one in named]
+    candidate = {column: value for column, _, value in pairs}
+    body = {"user_id": user, "candidates": [candidate]} | ({} if now_ms is None else {"now_ms": now_ms})
+    answer = _ask("/v1/frequency:check", {"min_position": min_position}, body)
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    (judged,) = answer.body["candidates"]
+    for broken in judged["broken"]:
+        console.say(", ".join(f"{name} {value}" for name, value in broken.items()))
+    console.say("it may be shown" if judged["is_allowed"] else "it may not be shown")
+
+
+@query_app.command()
 def similar(
     pin: Annotated[str, typer.Argument(help="A pin's id.")],
     k: K = 10,

@@ -240,7 +240,22 @@ ANSWERS: dict[str, tuple[int, Any]] = {
 }
 
 
+TOLD: dict[str, dict[str, Any]] = {
+    "/v1/counters:query": {"counts": [{"action": "view", "n": 7}], "basis": {"now_ms": 5}},
+    "/v1/frequency:check": {
+        "candidates": [{"is_allowed": False, "broken": [{"rule": "daily", "ad_id": "a1", "measured": 3}]}]
+    },
+}
+"""The answers to posts; each has what was posted, too."""
+
+
 class Answering(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(TOLD[self.path] | {"asked": asked}).encode())
+
     def do_GET(self) -> None:
         status, body = ANSWERS.get(self.path, (500, {"path": self.path}))
         self.send_response(status)
@@ -286,6 +301,25 @@ def test_json_has_the_body_and_what_it_stands_on() -> None:
 def test_pins_and_counts_are_tables() -> None:
     assert "$1.99" in run.invoke(cli.app, ["query", "pin", "12"], catch_exceptions=False).stdout
     assert "2017-01-01T11" in run.invoke(cli.app, ["query", "counts", "12"], catch_exceptions=False).stdout
+
+
+@pytest.mark.usefixtures("served")
+def test_counters_are_asked_in_sql() -> None:
+    asked = ["query", "counters", "SELECT …", "--now-ms", "5"]
+    found = run.invoke(cli.app, asked, catch_exceptions=False)
+    assert all(part in found.stdout for part in ("action", "view", "7"))
+    body = json.loads(run.invoke(cli.app, [*asked, "--json"], catch_exceptions=False).stdout)
+    assert body["asked"] == {"sql": "SELECT …", "now_ms": 5}
+
+
+@pytest.mark.usefixtures("served")
+def test_a_candidate_is_judged_by_the_rules() -> None:
+    asked = ["query", "frequency", "u1", "ad_id=a=1", "pin_id=p1"]
+    found = run.invoke(cli.app, asked, catch_exceptions=False)
+    assert "rule daily, ad_id a1, measured 3" in found.stdout + found.stderr
+    assert "it may not be shown" in found.stdout + found.stderr
+    body = json.loads(run.invoke(cli.app, [*asked, "--json"], catch_exceptions=False).stdout)
+    assert body["asked"] == {"user_id": "u1", "candidates": [{"ad_id": "a=1", "pin_id": "p1"}]}
 
 
 @pytest.mark.usefixtures("served")
