@@ -263,7 +263,7 @@ BUGS = (
     ),
     Bug(
         "a range of the base begins after its first event",
-        "timelines:_first_at",
+        "timelines:first_at",
         "< time_ms)",
         "<= time_ms)",
         ("timeline",),

@@ -74,6 +74,57 @@ def winners(identities: Hashes, ranked: Ranks) -> np.ndarray:
     return standing[np.argsort(identities.lookup[standing], kind="stable")]
 
 
+class Stood(NamedTuple):
+    """When rows stood, for those that ever did, m of them, sorted by identity and then by time.
+
+    Attributes:
+        rows: Which, int64[m].
+        from_ms: Since when each was the greatest of its identity, int64[m].
+        until_ms: When a greater one was there, int64[m]; `FOREVER_MS` for what stands now.
+    """
+
+    rows: np.ndarray
+    from_ms: np.ndarray
+    until_ms: np.ndarray
+
+
+FOREVER_MS = 2**63 - 1
+
+
+def stood(identities: Hashes, ranked: Ranks, taken_ms: np.ndarray) -> Stood:
+    """When each row stood, if it is known since ``taken_ms``.
+
+    At any time the rows that stand are the ``winners`` among those taken by then. Of rows of equal rank, which say the
+    same, the one that was taken first stands for all.
+    """
+    columns = tuple(reversed(ranked.columns()))
+    by_rank = np.lexsort(columns)
+    ordinal = np.empty(len(by_rank), np.int64)  # in the order of ranks, equal ones alike
+    ordinal[by_rank] = np.cumsum(_differ(*(column[by_rank] for column in columns)))
+    order = np.lexsort((ordinal, taken_ms, identities.check, identities.lookup))
+    identity = np.cumsum(_differ(identities.lookup[order], identities.check[order]))
+    heights = identity * (len(order) + 1) + ordinal[order]  # those of another identity are out of reach
+    highest = np.maximum.accumulate(heights)
+    rises = np.ones(len(order), bool)
+    rises[1:] = heights[1:] > highest[:-1]
+    rows, identity = order[rises], identity[rises]
+    from_ms = taken_ms[rows]
+    until_ms = np.full(len(rows), FOREVER_MS)
+    has_next = np.flatnonzero(identity[1:] == identity[:-1])
+    until_ms[has_next] = from_ms[has_next + 1]
+    lasted = from_ms < until_ms  # not so where a greater one was taken in the same millisecond
+    return Stood(rows[lasted], from_ms[lasted], until_ms[lasted])
+
+
+def _differ(*columns: np.ndarray) -> np.ndarray:
+    """Which rows differ from the one before them, bool[n]; the first does."""
+    found = np.zeros(len(columns[0]), bool)
+    found[:1] = True
+    for column in columns:
+        found[1:] |= column[1:] != column[:-1]
+    return found
+
+
 def merge(facts: pa.Table) -> pa.Table:
     """The facts that stand, sorted by the look-up hash of their identity."""
     return facts.take(pa.array(winners(hashes(facts.column("identity_hash")), ranks(facts))))

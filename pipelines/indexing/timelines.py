@@ -161,7 +161,7 @@ class TimelineView(RowsView):
             events = shard.events(family)
             times = events["time_ms"].to_numpy()
             starts, ends = shard.starts[family][ordinals], shard.ends[family][ordinals]
-            rows, span = spans(_first_at(times, starts, ends, from_ms), _first_at(times, starts, ends, to_ms))
+            rows, span = spans(first_at(times, starts, ends, from_ms), first_at(times, starts, ends, to_ms))
             stands = ~np.isin(rows, hidden_rows[np.isin(hidden_of, queries)])
             parts.append((events, rows[stands], queries[span[stands]]))
         picked = [_picked(events, rows, kinds) for events, rows, _ in parts]
@@ -223,8 +223,13 @@ class TimelineView(RowsView):
         return pa.array(values, kind)
 
 
-def _first_at(times: np.ndarray, starts: np.ndarray, ends: np.ndarray, time_ms: int) -> np.ndarray:
-    """Of each span of rows, in which times ascend, the first row at or after a time; its end, if there is none."""
+def first_at(
+    times: np.ndarray, starts: np.ndarray, ends: np.ndarray, time_ms: int | np.ndarray
+) -> np.ndarray:
+    """Of each span of rows, in which times ascend, the first row at or after a time; its end, if there is none.
+
+    ``time_ms`` is one for all spans, or each has its own.
+    """
     low, high = starts.copy(), ends.copy()
     while (is_open := low < high).any():
         middle = (low + high) // 2

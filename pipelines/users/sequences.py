@@ -1,8 +1,9 @@
 """Sequences: the events of many users that a model or a ranker wants, filtered, cut and enriched as a team declared.
 
-Belongs here: what a definition may say, and what it means over a view of the events and one of the pins; both pure.
+Belongs here: what a definition may say, and what it means over events and what is known of their pins; both pure.
 What is allowed follows from the declared schemas of the two indices: a column that is added there can be declared here.
-Where definitions are kept, and how they may change, is ``sequence_files``'. Who asks is serving's.
+Where definitions are kept, and how they may change, is ``sequence_files``'. Who asks for those of now is serving's, and
+sequences as they were at moments of the past are ``sequence_export``'s.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from pipelines.contracts import ACTIONS
 from pipelines.errors import TidemarkError
 from pipelines.indexing.documents import DocumentsView
-from pipelines.indexing.timelines import TimelineView
+from pipelines.indexing.timelines import TimelineView, Within
 from pipelines.pins.index import PINS
 from pipelines.users.index import OBJECTS, USER_EVENTS
 from pipelines.users.spans import RULE as SPAN_RULE
@@ -102,6 +103,11 @@ class Definition(NamedTuple):
     def columns(self) -> tuple[str, ...]:
         """What an answer says of each event, in this order."""
         return self.fields + self.enrich
+
+    @property
+    def reach_ms(self) -> int:
+        """How far back its events go; without an age, before any time that there is."""
+        return 2**62 if self.age_ms is None else self.age_ms
 
 
 class Sequences(NamedTuple):
@@ -261,25 +267,12 @@ def read(
         keys: Of k users.
         now_ms: In ms since 1970.
     """
-    # No event is from before 1970: the contract refuses it.
-    from_ms = 0 if definition.age_ms is None else now_ms - definition.age_ms + 1
-    within = view.within(keys, from_ms, now_ms + 1, _columns_read(definition))
-    events = within.table.combine_chunks()
-    rows = np.flatnonzero(_passes(events, pins, definition))
-    rows = rows[_newest_first(events.select(["time_ms", "id"]).take(rows), within.of[rows])]
-    if definition.deduplicate_by is not None:
-        rows = rows[_first_of_each(events.column(definition.deduplicate_by).take(rows), within.of[rows])]
-    rows = _cut(rows, within.of[rows], definition)
-    lengths = np.bincount(within.of[rows], minlength=len(keys))
-    return Sequences(
-        _written(events.take(rows), pins, definition),
-        lengths,
-        within.is_complete | (lengths >= definition.max_length),
-    )
+    within = view.within(keys, now_ms - definition.reach_ms + 1, now_ms + 1, columns_read(definition))
+    return arranged(within, definition, lambda pin_ids, of, names: _of_pins(pins, pin_ids, names))
 
 
-def _columns_read(definition: Definition) -> list[str]:
-    """The columns of the view that are needed; the view calls an event's id `id`."""
+def columns_read(definition: Definition) -> list[str]:
+    """The columns of events that `arranged` needs; an event's id is called `id`, as in a view."""
     needed = ["id", "time_ms", *(name for name in definition.fields if name != EVENT_ID)]
     needed += ["action"] * bool(definition.actions) + ["surface"] * bool(definition.surfaces)
     needed += [OBJECT] * bool(definition.categories or definition.enrich)
@@ -287,7 +280,34 @@ def _columns_read(definition: Definition) -> list[str]:
     return list(dict.fromkeys(needed))
 
 
-def _passes(events: pa.Table, pins: DocumentsView, definition: Definition) -> np.ndarray:
+PinValues = Callable[[pa.ChunkedArray, np.ndarray, Sequence[str]], Sequence[pa.Array]]
+"""Pin ids of n events, which user each event is of, and names of `ENRICHMENTS` → for each name what the pins say, a
+value an event; null where nothing is known of one."""
+
+
+def arranged(within: Within, definition: Definition, of_pins: PinValues) -> Sequences:
+    """The sequences that k users' events in the window make: filtered, each once, in order, cut, and enriched.
+
+    Args:
+        within: The events that happened in the window; of their columns at least `columns_read`.
+        definition: What is wanted.
+        of_pins: What is known of pins.
+    """
+    events = within.table.combine_chunks()
+    rows = np.flatnonzero(_passes(events, within.of, definition, of_pins))
+    rows = rows[_newest_first(events.select(["time_ms", "id"]).take(rows), within.of[rows])]
+    if definition.deduplicate_by is not None:
+        rows = rows[_first_of_each(events.column(definition.deduplicate_by).take(rows), within.of[rows])]
+    rows = _cut(rows, within.of[rows], definition)
+    lengths = np.bincount(within.of[rows], minlength=len(within.is_complete))
+    return Sequences(
+        _written(events.take(rows), within.of[rows], definition, of_pins),
+        lengths,
+        within.is_complete | (lengths >= definition.max_length),
+    )
+
+
+def _passes(events: pa.Table, of: np.ndarray, definition: Definition, of_pins: PinValues) -> np.ndarray:
     """Which events have one of the actions, surfaces and categories, bool[n]."""
     passes = np.ones(events.num_rows, bool)
     for column, wanted in (("action", definition.actions), ("surface", definition.surfaces)):
@@ -295,7 +315,7 @@ def _passes(events: pa.Table, pins: DocumentsView, definition: Definition) -> np
             passes &= _is_one_of(events.column(column), wanted)
     if definition.categories:
         rows = np.flatnonzero(passes)
-        (category,) = _of_pins(pins, events.column(OBJECT).take(rows), (CATEGORY,))
+        (category,) = of_pins(events.column(OBJECT).take(rows), of[rows], (CATEGORY,))
         passes[rows] = _is_one_of(category, definition.categories)
     return passes
 
@@ -332,14 +352,14 @@ def _cut(rows: np.ndarray, of: np.ndarray, definition: Definition) -> np.ndarray
     return rows if definition.order == NEWEST_FIRST else rows[np.lexsort((-place, of))]
 
 
-def _written(events: pa.Table, pins: DocumentsView, definition: Definition) -> pa.Table:
+def _written(events: pa.Table, of: np.ndarray, definition: Definition, of_pins: PinValues) -> pa.Table:
     """The columns of the answer."""
     said = {
         name: events.column("id").cast(pa.string()) if name == EVENT_ID else events.column(name)
         for name in definition.fields
     }
     if definition.enrich:
-        enriched = _of_pins(pins, events.column(OBJECT), definition.enrich)
+        enriched = of_pins(events.column(OBJECT), of, definition.enrich)
         said |= dict(zip(definition.enrich, enriched, strict=True))
     return pa.table(said)
 
