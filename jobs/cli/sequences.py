@@ -1,4 +1,4 @@
-"""Commands about declared sequences: `sequences`, `sequences check`, `sequences publish`."""
+"""Commands about declared sequences: `sequences`, `sequences check`, `sequences publish`, `sequences export`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import console
-from jobs.cli.shared import Json, app
+from jobs.cli.shared import Json, app, load_settings
 
 if TYPE_CHECKING:
     from pipelines.users.sequence_files import Library
@@ -79,6 +79,45 @@ def publish(
         console.emit_json(_told(sequence_files.load(), found))
     else:
         console.say(f"version {found.version} of {found.name} is published: commit conf/sequences/")
+
+
+@sequences_app.command("export")
+def export(
+    name: Annotated[str, typer.Argument(help="A sequence, as `tidemark sequences` lists it.")],
+    labels: Annotated[
+        str,
+        typer.Option(help="A table with `user_id`, `label_time` and any other columns, as training.labels."),
+    ],
+    to: Annotated[str, typer.Option(help="The table to write, as training.clicks; replaced as a whole.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Which; the newest that is published, by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write training data: each label with its user's sequence as it was to be had at the label's time.
+
+    An event counts if it had happened by then and was known by then; what was corrected later is seen as it was.
+    """
+    from pipelines.spark import session
+    from pipelines.users import sequence_export, sequence_files
+
+    settings = load_settings()
+    definition = sequence_files.load().find(name, version)
+    with console.step(f"exporting {name}", settings.paths.logs / "export.log") as report:
+        report("starting Spark")
+        spark = session(settings, "tidemark sequences export")
+        try:
+            report("merging what was known at each label's time")
+            found = sequence_export.export(spark, settings, definition, labels, to)
+        finally:
+            spark.stop()
+    if as_json:
+        console.emit_json(found._asdict())
+        return
+    console.say(
+        f"{found.labels:,} labels with version {found.version} of {found.name} are in {found.table}; "
+        f"{found.empty:,} of the sequences are empty"
+    )
 
 
 def _told(library: Library, definition: Definition) -> dict[str, Any]:
