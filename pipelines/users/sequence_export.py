@@ -1,8 +1,7 @@
 """Training data of a sequence: each label with its user's sequence as it was to be had at the label's time.
 
-Belongs here: which statements were known at a moment of the past, and writing labels with their sequences into a
-table. Does not belong here: what a definition means (`sequences.arranged`, the same function that answers online), and
-which of an identity's statements stands (`indexing.merge`).
+Belongs here: the tables: labels, the records that are read for them, and what is written. Does not belong here: what
+was known at a moment of the past, and what a definition makes of it (`sequence_history`).
 
 Two times count. An event is in a label's sequence only if it happened by then, and what is said of it, and of its pin,
 only if it was taken by then: by the broker, or by the load that brought it. So what was corrected or deleted after the
@@ -13,41 +12,26 @@ newest label's time are decided by their contract again, as each build does.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines import lake
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, accepted_schema, frames
 from pipelines.errors import TidemarkError
-from pipelines.indexing.facts import hash_keys, identity_bytes
-from pipelines.indexing.merge import Ranks, stood
-from pipelines.indexing.rows import spans
-from pipelines.indexing.spec import Documents, Family
-from pipelines.indexing.timelines import Within, first_at
+from pipelines.indexing.spec import Family
 from pipelines.ingest import evolution
 from pipelines.lake import Column, TableSpec
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
 from pipelines.users.index import TIME_MS, USER_EVENTS
 from pipelines.users.sequence_files import meaning
-from pipelines.users.sequences import (
-    CATEGORY,
-    ENRICHMENTS,
-    EVENT_FIELDS,
-    BadDefinition,
-    Definition,
-    Sequences,
-    arranged,
-    columns_read,
-)
+from pipelines.users.sequence_history import as_of, families_read, list_type
+from pipelines.users.sequences import ENRICHMENTS, BadDefinition, Definition
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -58,11 +42,10 @@ READ = "tidemark.read"
 """In a commit's summary: the tables that were read, each with its snapshot, as JSON."""
 
 _LABEL_COLUMNS = {"user_id": "string", "label_time": "timestamp"}
-_ADDED = ("sequence", "is_complete")
+_BUCKET = "_bucket"
+_OWN_COLUMNS = ("sequence", "is_complete", _BUCKET)
 _NAME = re.compile(r"\w+\.\w+", re.ASCII)
 _OWN = frozenset({"index", *(name.partition(".")[0] for name in lake.TABLES)})
-_PAIRS = 1_000_000
-"""So many pairs of a label and an event are looked at at once; more only where one label has more."""
 
 
 class ExportError(TidemarkError):
@@ -113,7 +96,7 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
     _require_free(settings, definition, to)
     label_rows, labels_at = _labels(spark, settings, labels)
     counted = _counted(label_rows, labels)
-    topics = [USER_INTERACTIONS, PIN_UPDATES] if _families(definition) else [USER_INTERACTIONS]
+    topics = [USER_INTERACTIONS, PIN_UPDATES] if families_read(definition) else [USER_INTERACTIONS]
     snapshots = {
         contract.raw_table: lake.current_snapshot(settings, contract.raw_table) for contract in topics
     }
@@ -126,6 +109,7 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
     buckets = max(1, math.ceil(rows_at_most / settings.build.shard_facts))
     users = label_rows.select("user_id").distinct()
     of_users = events.join(users, "user_id", "left_semi").persist(StorageLevel.DISK_ONLY)
+    updates = updates.persist(StorageLevel.DISK_ONLY)  # both are read more than once
     try:
         rows = _with_sequences(label_rows, of_users, updates, definition, buckets)
         _require_same_columns(settings, rows, to)
@@ -134,6 +118,7 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
         _write(settings, rows, _spec(definition, label_rows, labels, to), said)
     finally:
         of_users.unpersist()
+        updates.unpersist()
     return _exported(spark, settings, definition, to)
 
 
@@ -199,9 +184,11 @@ def _labels(spark: SparkSession, settings: Settings, name: str) -> tuple[DataFra
         if found.get(column) != kind:
             is_what = f"is {found[column]}" if column in found else "is missing"
             raise ExportError(f"the column {column} {is_what}", where=name, remedy=f"make it a {kind}")
-    for column in _ADDED:
-        if column in found:
-            raise ExportError(f"the column {column} is what an export adds", where=name, remedy="rename it")
+    for column in found:
+        if column.lower() in _OWN_COLUMNS:
+            raise ExportError(
+                f"the column {column} is one that an export makes", where=name, remedy="rename it"
+            )
     return rows, snapshot
 
 
@@ -225,182 +212,6 @@ def _counted(labels: DataFrame, name: str) -> _Counted:
             remedy="leave them out",
         )
     return _Counted(counted["rows"], counted["newest_ms"])
-
-
-# ------------------------------------------------------------------------------------------------ what was known when
-
-
-class History(NamedTuple):
-    """What was said of k things, with the time in which each statement stood; deletions are left out.
-
-    Attributes:
-        keys: Of whom or what, k texts.
-        starts: Where each key's rows begin, int64[k].
-        ends: And where they end, int64[k].
-        rows: `id`, `time_ms`, the family's columns, `from_ms` and `until_ms`; by key, then by `time_ms` and `from_ms`.
-    """
-
-    keys: pa.Array
-    starts: np.ndarray
-    ends: np.ndarray
-    rows: pa.Table
-
-    def numbers(self, name: str) -> np.ndarray:
-        """A column of integers."""
-        found: np.ndarray = self.rows.column(name).to_numpy()
-        return found
-
-    def spans(self, keys: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of each of n keys: first and end; none where nothing was said of it or it is null."""
-        if not len(self.keys):
-            return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
-        at = pc.index_in(keys, value_set=self.keys, skip_nulls=True)
-        at = pc.fill_null(at, -1).to_numpy()
-        return np.where(at < 0, 0, self.starts[at]), np.where(at < 0, 0, self.ends[at])
-
-    def stands(self, rows: np.ndarray, at_ms: np.ndarray) -> np.ndarray:
-        """Whether each row stood at its time, bool[n]."""
-        stood: np.ndarray = (self.numbers("from_ms")[rows] <= at_ms) & (
-            at_ms < self.numbers("until_ms")[rows]
-        )
-        return stood
-
-
-def history(statements: pa.Table, family: Family) -> History:
-    """The history that statements of one family make, in any order and however often each is there.
-
-    Args:
-        statements: Columns of `statements`, of this and maybe other families.
-        family: Which.
-    """
-    mine = statements.filter(pc.equal(statements.column("family"), family.name)).combine_chunks()
-    found = stood(hash_keys(_identities(mine)), _ranks(mine), mine.column("taken_ms").to_numpy())
-    is_live = ~mine.column("is_deleted").to_numpy()[found.rows]
-    rows, from_ms, until_ms = found.rows[is_live], found.from_ms[is_live], found.until_ms[is_live]
-    keys = pc.dictionary_encode(mine.column("key").take(rows).combine_chunks())
-    codes, times = keys.indices.to_numpy(), mine.column("time_ms").to_numpy()[rows]
-    order = np.lexsort((from_ms, times, codes))
-    numbers = np.arange(len(keys.dictionary))
-    payload = mine.column(family.name).take(rows[order]).combine_chunks()
-    said = {
-        "id": mine.column("id").take(rows[order]),
-        "time_ms": times[order],
-        **{field.name: pc.struct_field(payload, field.name) for field in family.schema},
-        "from_ms": from_ms[order],
-        "until_ms": until_ms[order],
-    }
-    return History(
-        keys.dictionary,
-        np.searchsorted(codes[order], numbers, side="left"),
-        np.searchsorted(codes[order], numbers, side="right"),
-        pa.table(said),
-    )
-
-
-def _identities(statements: pa.Table) -> Iterator[bytes]:
-    keys, ids = (statements.column(name).cast(pa.binary()).to_pylist() for name in ("key", "id"))
-    return (identity_bytes(parts) for parts in zip(keys, ids, strict=True))
-
-
-def _ranks(statements: pa.Table) -> Ranks:
-    versions = np.zeros((statements.num_rows, 4), np.int64)
-    versions[:, 0] = statements.column("version").to_numpy()
-    is_deleted, content_hash = (statements.column(name).to_numpy() for name in ("is_deleted", "content_hash"))
-    return Ranks(versions, is_deleted, content_hash)
-
-
-def as_of(labels: pa.Table, statements: pa.Table, definition: Definition) -> pa.Table:
-    """Labels with their users' sequences: the columns of the labels, `sequence` and `is_complete`.
-
-    A label's time counts in whole milliseconds, as those of events and of answers do.
-
-    Args:
-        labels: `user_id`, `label_time` and others.
-        statements: About the labels' users and their events' pins, all that were taken up to the newest label; as of
-            `event_statements` and `pin_statements`.
-        definition: Of the sequence.
-    """
-    events = history(statements, USER_EVENTS.families[0])
-    pins = {family.name: history(statements, family) for family in _families(definition)}
-    now_ms = labels.column("label_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 1000
-    starts, ends = events.spans(labels.column("user_id"))
-    times, needed = events.numbers("time_ms"), events.rows.select(columns_read(definition))
-    firsts = first_at(times, starts, ends, now_ms - definition.reach_ms + 1)
-    lasts = first_at(times, starts, ends, now_ms + 1)
-    lists, is_complete = [pa.array([], _list_type(definition))], [np.empty(0, bool)]
-    for start, end in _parts(lasts - firsts):
-        part = slice(start, end)
-        rows, of = spans(firsts[part], lasts[part])
-        at_ms = now_ms[part]
-        stands = np.flatnonzero(events.stands(rows, at_ms[of]))
-        within = Within(of[stands], needed.take(rows[stands]), np.ones(len(at_ms), bool))
-        found = arranged(within, definition, functools.partial(_of_pins, pins, at_ms))
-        lists.append(_lists(found))
-        is_complete.append(found.is_complete)
-    sequence = pa.concat_arrays(lists)
-    return labels.append_column("sequence", sequence).append_column(
-        "is_complete", pa.array(np.concatenate(is_complete))
-    )
-
-
-def _parts(counts: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Labels in runs, first and end, with about `_PAIRS` events in each."""
-    number = np.cumsum(counts) // _PAIRS
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    return itertools.pairwise([*starts.tolist(), len(counts)])
-
-
-def _of_pins(
-    pins: Mapping[str, History],
-    at_ms: np.ndarray,
-    pin_ids: pa.ChunkedArray,
-    of: np.ndarray,
-    names: Sequence[str],
-) -> list[pa.Array]:
-    """What pins said at the times of the labels that n events are of, as `sequences.PinValues`.
-
-    As in the view, there is no pin without its presence family, and without a pin nothing is known.
-    """
-    assert isinstance(PINS.read, Documents)
-    rows = {family: _standing(held, pin_ids, at_ms[of]) for family, held in pins.items()}
-    is_gone = rows[PINS.read.presence] < 0
-    found = []
-    for family, _, column in (name.partition(".") for name in names):
-        at = pa.array(rows[family], mask=(rows[family] < 0) | is_gone)
-        found.append(pins[family].rows.column(column).combine_chunks().take(at))
-    return found
-
-
-def _standing(held: History, keys: pa.ChunkedArray, at_ms: np.ndarray) -> np.ndarray:
-    """For each key the row that stood at its time, int64[n]; -1: none did. Of documents, a key has one identity."""
-    starts, ends = held.spans(keys)
-    last = first_at(held.numbers("from_ms"), starts, ends, at_ms + 1) - 1
-    found = np.where(last >= starts, last, -1)
-    known = np.flatnonzero(found >= 0)
-    found[known[~held.stands(found[known], at_ms[known])]] = -1
-    return found
-
-
-def _lists(found: Sequences) -> pa.ListArray:
-    events = pa.StructArray.from_arrays(
-        [column.combine_chunks() for column in found.table.columns], fields=list(found.table.schema)
-    )
-    offsets = np.concatenate([[0], np.cumsum(found.lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), events)
-
-
-def _list_type(definition: Definition) -> pa.DataType:
-    kinds = {**EVENT_FIELDS, **ENRICHMENTS}
-    return pa.list_(pa.struct([(name, kinds[name]) for name in definition.columns]))
-
-
-def _families(definition: Definition) -> tuple[Family, ...]:
-    """The families of pins that a definition needs."""
-    assert isinstance(PINS.read, Documents)
-    names = (*definition.enrich, *([CATEGORY] if definition.categories else []))
-    needed = {name.partition(".")[0] for name in names}
-    needed |= {PINS.read.presence} if needed else set()
-    return tuple(family for family in PINS.families if family.name in needed)
 
 
 # ---------------------------------------------------------------------------------------------------------- in Spark
@@ -449,7 +260,7 @@ def _statements(
 
 
 def event_statements(rows: DataFrame) -> DataFrame:
-    """What accepted records of `user-interactions` say, as `as_of` reads it."""
+    """What accepted records of `user-interactions` say, as statements."""
     (family,) = USER_EVENTS.families
     return _statements(
         rows,
@@ -463,7 +274,7 @@ def event_statements(rows: DataFrame) -> DataFrame:
 
 
 def pin_statements(rows: DataFrame, family: Family) -> DataFrame:
-    """What accepted records of `pin-updates` say of one family, as `as_of` reads it."""
+    """What accepted records of `pin-updates` say of one family, as statements."""
     return _statements(
         rows,
         family,
@@ -492,30 +303,31 @@ def _with_sequences(
     from pyspark.sql.types import BooleanType, StructType
 
     def bucketed(rows: DataFrame, user: str) -> DataFrame:
-        return rows.withColumn("_bucket", F.expr(f"pmod(xxhash64({user}), {buckets})"))
+        return rows.withColumn(_BUCKET, F.expr(f"pmod(xxhash64({user}), {buckets})"))
 
     said = bucketed(event_statements(events), "key")
-    wanted = said.selectExpr("_bucket", "interactions.pin_id AS key").distinct()
-    for family in _families(definition):
+    wanted = said.selectExpr(_BUCKET, "interactions.pin_id AS key").distinct()
+    for family in families_read(definition):
         of_family = pin_statements(updates, family).join(wanted, "key")
         said = said.unionByName(of_family, allowMissingColumns=True)
     schema = StructType(labels.schema.fields.copy())
-    schema.add("sequence", from_arrow_type(_list_type(definition))).add("is_complete", BooleanType())
+    schema.add("sequence", from_arrow_type(list_type(definition))).add("is_complete", BooleanType())
     run = functools.partial(_run, definition)
-    left, right = bucketed(labels, "user_id").groupBy("_bucket"), said.groupBy("_bucket")
+    left, right = bucketed(labels, "user_id").groupBy(_BUCKET), said.groupBy(_BUCKET)
     return left.cogroup(right).applyInArrow(run, schema)
 
 
 def _run(definition: Definition, labels: pa.Table, statements: pa.Table) -> pa.Table:
-    return as_of(labels.drop_columns(["_bucket"]), statements, definition)
+    return as_of(labels.drop_columns([_BUCKET]), statements, definition)
 
 
 # ------------------------------------------------------------------------------------------------------- the table
 
 
 def _spec(definition: Definition, labels: DataFrame, labels_name: str, to: str) -> TableSpec:
-    kinds = {**EVENT_FIELDS, **ENRICHMENTS}
-    said = ", ".join(f"`{name}`: {lake.sql_type(kinds[name])}" for name in definition.columns)
+    said = ", ".join(
+        f"`{field.name}`: {lake.sql_type(field.type)}" for field in list_type(definition).value_type
+    )
     carried = (
         Column(field.name, field.dataType.simpleString(), f"of {labels_name}") for field in labels.schema
     )

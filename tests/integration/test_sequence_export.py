@@ -444,7 +444,10 @@ def test_a_table_is_replaced_by_the_same_meaning_and_by_no_other(
         ("'u' AS user_id", "the column label_time is missing"),
         ("1 AS user_id, current_timestamp() AS label_time", "the column user_id is int"),
         ("'u' AS user_id, current_date() AS label_time", "the column label_time is date"),
-        ("'u' AS user_id, current_timestamp() AS label_time, 1 AS sequence", "the column sequence is what"),
+        (
+            "'u' AS user_id, current_timestamp() AS label_time, 1 AS sequence",
+            "the column sequence is one that",
+        ),
         (
             "cast(NULL AS string) AS user_id, current_timestamp() AS label_time",
             "1 of 1 labels have no user_id",
