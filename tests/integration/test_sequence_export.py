@@ -37,6 +37,7 @@ START_MS = 1_767_225_600_000
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 USERS, TIMES, DEFINITIONS = 50, 14, 8
 LABELS, TARGET = "training.labels", "training.clicks"
+AGES = {"600m": 10 * HOUR_MS, "1d": DAY_MS, "36h": 36 * HOUR_MS, "3d": 3 * DAY_MS}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -89,7 +90,8 @@ def drawn(chance: random.Random) -> World:
         for time_ms in chance.sample(times, 5)
     ]
     labels += labels[:3]
-    definitions = (ALL_OF_IT, *(a_definition(chance) for _ in range(DEFINITIONS - 1)))
+    some = (a_definition(chance) for _ in range(DEFINITIONS - 2))
+    definitions = (ALL_OF_IT, {**ALL_OF_IT, "age": chance.choice([*AGES])}, *some)
     chance.shuffle(events)
     chance.shuffle(updates)
     chance.shuffle(labels)
@@ -119,9 +121,9 @@ def accepted(record: Record) -> Record:
 
 
 def a_time(times: Sequence[int], chance: random.Random) -> int:
-    """A moment of the ten days, often just at a label's."""
-    if chance.random() < 0.15:
-        return chance.choice(times) + chance.choice((-1, 0, 0, 1))
+    """A moment of the ten days, often just at a label's, or just where its window begins."""
+    if chance.random() < 0.25:
+        return chance.choice(times) - chance.choice((0, *AGES.values())) + chance.choice((-1, 0, 0, 1))
     return START_MS + chance.randrange(10 * DAY_MS)
 
 
@@ -229,7 +231,7 @@ def a_definition(chance: random.Random) -> dict[str, Any]:
         if chance.random() < 0.4:
             said.pop(name, None)
     if "age" in said:
-        said["age"] = chance.choice(("36h", "1d", "3d", "90d", "600m"))
+        said["age"] = chance.choice((*AGES, "90d"))
     said["enrich"] = [name for name in said.get("enrich", []) if name != "embedding.vector"]
     return {name: value for name, value in said.items() if value != []}
 
