@@ -1,7 +1,7 @@
-"""What users did, made up: events of any number, skewed, and the base of their timelines, built by Spark.
+"""What users did, made up: events of any number, skewed, and the bases of timelines and pins, built by Spark.
 
-Here: which events there are, which follows from their numbers and a seed alone, and a home that serves them. What is
-asked of them is a benchmark's own.
+Here: which events and pins there are, which follows from their numbers and a seed alone, and a home that serves them.
+What is asked of them is a benchmark's own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pipelines.indexing import build
 from pipelines.indexing.base import read_manifest
 from pipelines.indexing.build import Meta
 from pipelines.indexing.position import EMPTY
-from pipelines.indexing.spec import lineage
+from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indexing.versions import Versions
+from pipelines.pins.index import PINS, catalogue, offer
 from pipelines.settings import Settings
 from pipelines.users.index import USER_EVENTS, interactions
 
@@ -45,11 +46,12 @@ class Population(NamedTuple):
 
 
 class Built(NamedTuple):
-    """What a base of events is: its seconds, its bytes on disk, and the same events as Parquet."""
+    """What a base of events is: its seconds, its bytes on disk, and the same events and their pins as Parquet."""
 
     seconds: float
     bytes: int
     parquet: Path
+    pins: Path
 
 
 def of_size(events: int, seed: int) -> Population:
@@ -98,32 +100,65 @@ def rows(spark: SparkSession, given: Population) -> DataFrame:
     )
 
 
+def pins(spark: SparkSession, given: Population) -> DataFrame:
+    """The pins that events name, in the columns that the transforms of `catalogue` and `offer` read.
+
+    Of one in 50 nothing is known, and one in 10 has no offer.
+    """
+    from pyspark.sql import functions as F
+
+    columns = {
+        "pin_id": "concat('p', id)",
+        "version": "1L",
+        "is_deleted": "false",
+        "catalogue_hash": "id",
+        "catalogue": """named_struct(
+            'title', concat('A thing of many words, the ', id, 'th "of its kind"'),
+            'category', concat('category ', id % 40), 'department', concat('department ', id % 8),
+            'brand', CASE WHEN id % 3 > 0 THEN concat('brand ', id % 300) END)""",
+        "offer_hash": "CASE WHEN id % 10 > 0 THEN id END",
+        "offer": "CASE WHEN id % 10 > 0 THEN named_struct("
+        "'price_usd_micros', 10000 * (1 + id % 9999), 'is_available', id % 7 > 0) END",
+    }
+    known = spark.range(0, given.pins, 1, 2).filter("id % 50 > 0")
+    return known.select(*[F.expr(what).alias(name) for name, what in columns.items()])
+
+
 def serve(settings: Settings, given: Population, *, with_parquet: bool) -> Built:
-    """Build the timelines of events, and publish them."""
+    """Build the timelines of events, and their pins, and publish both."""
     from pipelines.spark import session
 
     spark = session(settings, "tidemark benchmark")
-    parquet = settings.home / "events.parquet"
+    parquet, pins_parquet = settings.home / "events.parquet", settings.home / "pins.parquet"
     try:
         if with_parquet:
             say(f"{given.events:,} events as Parquet")
             rows(spark, given).write.mode("overwrite").parquet(str(parquet))
+            pins(spark, given).write.mode("overwrite").parquet(str(pins_parquet))
         say(f"{given.events:,} events of {given.users:,} users: building their timelines")
         began = time.perf_counter()
-        versions = Versions(settings.paths.indices, USER_EVENTS.name)
-        version = versions.new_version(lineage(USER_EVENTS))
-        shards = max(1, math.ceil(given.events / settings.build.shard_facts))
-        path = versions.new_path(version)
         facts = interactions(rows(spark, given), None)  # type: ignore[arg-type]
-        build.build(USER_EVENTS, facts, path, Meta(version, EMPTY), shard_count=shards)
+        shards = max(1, math.ceil(given.events / settings.build.shard_facts))
+        path = _publish(settings, USER_EVENTS, facts, shards)
         seconds = round(time.perf_counter() - began, 1)
-        versions.publish(version)
+        families = [family(pins(spark, given), None) for family in (catalogue, offer)]  # type: ignore[arg-type]
+        _publish(settings, PINS, families[0].unionByName(families[1], allowMissingColumns=True), 1)
     finally:
         spark.stop()
     files = [file for shard in read_manifest(path).shards for file in shard.files]
     size = sum(file.size_bytes for file in files)
     say(f"built in {seconds} s: {size / given.events:.0f} bytes an event")
-    return Built(seconds, size, parquet)
+    return Built(seconds, size, parquet, pins_parquet)
+
+
+def _publish(settings: Settings, spec: IndexSpec, facts: DataFrame, shards: int) -> Path:
+    """Build a base of facts, and publish it; its folder."""
+    versions = Versions(settings.paths.indices, spec.name)
+    version = versions.new_version(lineage(spec))
+    path = versions.new_path(version)
+    build.build(spec, facts, path, Meta(version, EMPTY), shard_count=shards)
+    versions.publish(version)
+    return path
 
 
 def start(settings: Settings) -> float:

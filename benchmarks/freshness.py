@@ -206,13 +206,12 @@ class Watch:
         connection = http.client.HTTPConnection(
             self.settings.serving.host, self.settings.serving.port, timeout=30
         )
-        path = f"/v1/users/{client.quote(user)}/events?limit="
         try:
             asked = time.perf_counter()
             while not self._ending.is_set():
-                unseen = self._ask(connection, f"{path}{PAGE}")
+                unseen = self._ask(connection, user, PAGE)
                 if unseen == PAGE:
-                    self._ask(connection, f"{path}1000")
+                    self._ask(connection, user, 1000)
                 time.sleep(max(0.0, asked + POLL_S - time.perf_counter()))
                 now = time.perf_counter()
                 self.gaps.append(now - asked)
@@ -222,16 +221,25 @@ class Watch:
         finally:
             connection.close()
 
-    def _ask(self, connection: http.client.HTTPConnection, path: str) -> int:
-        connection.request("GET", path)
+    def _ask(self, connection: http.client.HTTPConnection, user: str, count: int) -> int:
+        self.request(connection, user, count)
         answer = connection.getresponse()
         body = answer.read()
         at = time.perf_counter()
         if answer.status != 200:
-            raise BenchmarkError(f"{path} answers {answer.status}: {body[:200]!r}")
-        new = [e["event_id"] for e in orjson.loads(body)["events"] if e["event_id"] not in self.seen]
+            raise BenchmarkError(f"a watcher is answered {answer.status}: {body[:200]!r}")
+        new = [e["event_id"] for e in self.events(orjson.loads(body)) if e["event_id"] not in self.seen]
         self.seen.update(dict.fromkeys(new, at))
         return len(new)
+
+    def request(self, connection: http.client.HTTPConnection, user: str, count: int) -> None:
+        """Asks for a user's newest events."""
+        connection.request("GET", f"/v1/users/{client.quote(user)}/events?limit={count}")
+
+    def events(self, answer: Any) -> list[Event]:
+        """Those of an answer."""
+        found: list[Event] = answer["events"]
+        return found
 
 
 def await_position(settings: Settings, position: Position, timeout_s: float = 120.0) -> None:

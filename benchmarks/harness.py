@@ -290,12 +290,19 @@ class Timed(NamedTuple):
 
 
 async def _ask(
-    host: str, port: int, requests: Iterator[bytes], until: float, every_s: float, out: list[Timed]
+    host: str,
+    port: int,
+    requests: Iterator[bytes],
+    until: float,
+    every_s: float,
+    out: list[Timed],
+    bodies: dict[bytes, bytes],
 ) -> None:
     """One connection: asks, reads the whole answer, asks again: at once, or every so often.
 
     Where requests have their times, an answer's time counts from when its request was due, so that one slow answer
-    does not hide the requests that had to wait behind it.
+    does not hide the requests that had to wait behind it. Equal bodies are kept once: large answers to the same
+    requests, again and again, would not fit.
     """
     reader, writer = None, None
     due = time.perf_counter()
@@ -318,7 +325,8 @@ async def _ask(
             reader, writer = None, None
             await asyncio.sleep(0.05)
             continue
-        out.append(Timed(sent, time.perf_counter() - sent, status, body))
+        took = time.perf_counter() - sent
+        out.append(Timed(sent, took, status, bodies.setdefault(body, body)))
     if writer is not None:
         writer.close()
 
@@ -339,10 +347,10 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode()
 
 
-def post(path: str, body: Any) -> bytes:
-    """The bytes of a POST."""
+def post(path: str, body: Any, accept: str = "application/json") -> bytes:
+    """The bytes of a POST of JSON."""
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\naccept: {accept}\r\n"
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
 
 
@@ -361,11 +369,12 @@ def drive(
 
     async def all_of_them() -> list[Timed]:
         out: list[Timed] = []
+        bodies: dict[bytes, bytes] = {}
         until = time.perf_counter() + seconds
         every_s = len(connections) / per_s if per_s else 0.0
         tasks = []
         for requests in connections:
-            tasks.append(asyncio.create_task(_ask(host, port, requests, until, every_s, out)))
+            tasks.append(asyncio.create_task(_ask(host, port, requests, until, every_s, out, bodies)))
             await asyncio.sleep(every_s / len(connections))
         await asyncio.gather(*tasks)
         return out

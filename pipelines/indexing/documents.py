@@ -156,7 +156,8 @@ class DocumentsView(RowsView):
 
     def joined(self, columns: Sequence[tuple[str, str]], keys: Sequence[bytes]) -> list[pa.Array]:
         """The same of several families: columns by (family, column)."""
-        places, hashed = self.base.places(keys), hash_keys(keys)
+        places = self.base.places(keys)
+        hashed = self.base.hashes(places)
         is_there = self._is_there(places, hashed)
         found: dict[tuple[str, str], pa.Array] = {}
         for family in dict.fromkeys(family for family, _ in columns):
@@ -172,8 +173,9 @@ class DocumentsView(RowsView):
         parts: list[list[pa.Array]] = [[pa.array([], field.type)] for field in fields]
         place, count = np.full(len(is_there), -1, np.int64), 0
         for holder, rows, queries in self._holders(family, places, hashed):
+            of_holder = pa.array(rows)
             for field, part in zip(fields, parts, strict=True):
-                part.append(holder.payload[family][field.name].take(pa.array(rows)).cast(field.type))
+                part.append(holder.payload[family][field.name].take(of_holder).cast(field.type))
             place[queries] = count + np.arange(len(rows))
             count += len(rows)
         at = pa.array(place, mask=(place < 0) | ~is_there)
@@ -192,7 +194,8 @@ class DocumentsView(RowsView):
         schema = self.spec.family(family).schema
         kind = pa.struct(list(schema))
         place, parts, count = np.full(len(keys), -1, np.int64), [pa.array([], kind)], 0
-        for holder, rows, queries in self._holders(family, self.base.places(keys), hash_keys(keys)):
+        places = self.base.places(keys)
+        for holder, rows, queries in self._holders(family, places, self.base.hashes(places)):
             parts.append(holder.said(family, rows).cast(kind))
             place[queries] = count + np.arange(len(rows))
             count += len(rows)
@@ -231,7 +234,7 @@ class DocumentsView(RowsView):
         path = self._path(name, Vector)
         places = keys if isinstance(keys, Places) else self.base.places(keys)
         if self._is_streamed(path):
-            return self._vectors_now(path, places, hash_keys(places.keys))
+            return self._vectors_now(path, places, self.base.hashes(places))
         count = len(places.at)
         matrix, has = np.zeros((count, path.dimensions), np.float32), np.zeros(count, bool)
         for shard, queries, ordinals in self.base.place(places):

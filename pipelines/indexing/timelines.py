@@ -5,7 +5,7 @@ Belongs here: the view, and how events of base and overlay are brought together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,18 +30,45 @@ class TimelineAnswer(NamedTuple):
     is_complete: bool
 
 
+class Part(NamedTuple):
+    """Rows of the events that one shard or run holds, by column."""
+
+    events: Mapping[str, pa.Array]
+    rows: np.ndarray
+
+
 class Within(NamedTuple):
-    """Events of several keys, n of them.
+    """Events of several keys, n of them. What they say is read where it is asked for.
 
     Attributes:
         of: Which of the keys that were asked for each event is of, int64[n].
-        table: Its columns, n rows.
-        is_complete: Of each key, whether these are all of its events in the range.
+        parts: Where the events are, one part after the other.
+        is_complete: Of each key, whether these are all of its events that were asked for.
+        kinds: The columns that can be read, and their types.
     """
 
     of: np.ndarray
-    table: pa.Table
+    parts: tuple[Part, ...]
     is_complete: np.ndarray
+    kinds: Mapping[str, pa.DataType]
+
+    def read(self, columns: Sequence[str], rows: np.ndarray | None = None) -> pa.Table:
+        """Columns of all events; or of those whose numbers, from 0 to n - 1, are in ``rows``, in that order."""
+        kinds = {name: self.kinds[name] for name in columns}
+        parts = [pa.schema(list(kinds.items())).empty_table()]
+        if rows is None:
+            parts += [_picked(part.events, part.rows, kinds) for part in self.parts]
+            return pa.concat_tables(parts)
+        ends = np.cumsum([len(part.rows) for part in self.parts])
+        held_by = np.searchsorted(ends, rows, side="right")
+        found = []
+        for number, (part, end) in enumerate(zip(self.parts, ends.tolist(), strict=True)):
+            wanted = np.flatnonzero(held_by == number)
+            if len(wanted):
+                parts.append(_picked(part.events, part.rows[rows[wanted] - end], kinds))  # from its end back
+                found.append(wanted)
+        table = pa.concat_tables(parts).combine_chunks()
+        return table if len(found) < 2 else table.take(pa.array(np.argsort(np.concatenate(found))))
 
 
 class TimelineView(RowsView):
@@ -134,41 +161,40 @@ class TimelineView(RowsView):
         events = _newest_first([], parts, kinds)
         return events if columns is None else events.select(list(columns))
 
-    def within(self, keys: Sequence[bytes], from_ms: int, to_ms: int, columns: Sequence[str] = ()) -> Within:
+    def within(self, keys: Sequence[bytes], from_ms: int, to_ms: int, most: int | None = None) -> Within:
         """The events of several keys in a time range, ``from_ms`` included, ``to_ms`` not, in no order.
 
-        For who counts or filters: it reads all keys at once, and of the base no more than the range. ``columns``: of
-        the first family's, or ``id`` and ``time_ms``.
+        For who counts or filters: it reads all keys at once, and of the base no more than the range. ``most``: of each
+        key no more than so many of the newest are needed; what is older may be left out.
         """
-        kinds = {"id": pa.binary(), "time_ms": pa.int64()} | {
-            field.name: field.type for field in self.spec.families[0].schema
-        }
-        kinds = {name: kinds[name] for name in columns}
         if self._is_cut:
-            return self._within_cut(keys, from_ms, to_ms, kinds)
+            return self._within_cut(keys, from_ms, to_ms)
         family, horizon = self.spec.families[0].name, self.base.horizon_from_ms
         from_ms = from_ms if horizon is None else max(from_ms, horizon)
-        parts, hidden = [], [(NO_ROWS, NO_ROWS)]
+        found, hidden = [], [(NO_ROWS, NO_ROWS)]
         for run, rows, of in self._newest(hash_keys(keys)):
             is_event, replaced = run.family[rows] == 0, run.origins.base_row[rows]
             hidden.append((replaced[is_event], of[is_event]))
             stands = (
                 is_event & ~run.is_deleted[rows] & (run.times[rows] >= from_ms) & (run.times[rows] < to_ms)
             )
-            parts.append((run.events, rows[stands], of[stands]))
+            found.append((Part(run.events, rows[stands]), of[stands]))
         hidden_rows, hidden_of = map(np.concatenate, zip(*hidden, strict=True))
         for shard, queries, ordinals in self.base.place(keys):
             events = shard.events(family)
             times = events["time_ms"].to_numpy()
             starts, ends = shard.starts[family][ordinals], shard.ends[family][ordinals]
-            rows, span = spans(first_at(times, starts, ends, from_ms), first_at(times, starts, ends, to_ms))
+            first, last = first_at(times, starts, ends, from_ms), first_at(times, starts, ends, to_ms)
+            if most is not None:
+                first = np.maximum(first, last - most - len(hidden_rows))
+            rows, span = spans(first, last)
             stands = ~np.isin(rows, hidden_rows[np.isin(hidden_of, queries)])
-            parts.append((events, rows[stands], queries[span[stands]]))
-        picked = [_picked(events, rows, kinds) for events, rows, _ in parts]
+            found.append((Part(events, rows[stands]), queries[span[stands]]))
         return Within(
-            np.concatenate([NO_ROWS, *(of for _, _, of in parts)]),
-            pa.concat_tables([pa.schema(list(kinds.items())).empty_table(), *picked]),
+            np.concatenate([NO_ROWS, *(of for _, of in found)]),
+            tuple(part for part, _ in found),
             np.ones(len(keys), bool),
+            self._kinds(None),
         )
 
     @property
@@ -178,19 +204,18 @@ class TimelineView(RowsView):
         assert isinstance(read, Timeline)
         return read.count is not None or any(len(shard.floor_times) for shard in self.base.shards)
 
-    def _within_cut(
-        self, keys: Sequence[bytes], from_ms: int, to_ms: int, kinds: dict[str, pa.DataType]
-    ) -> Within:
+    def _within_cut(self, keys: Sequence[bytes], from_ms: int, to_ms: int) -> Within:
         """`within`, key by key: what was cut off of a timeline depends on all that it has."""
-        picked, of, is_complete = [pa.schema(list(kinds.items())).empty_table()], [NO_ROWS], []
+        kinds = self._kinds(None)
+        parts, of, is_complete = [], [NO_ROWS], []
         for place, key in enumerate(keys):
-            answer = self.timeline(key, columns=list(dict.fromkeys(("time_ms", *kinds))))
+            answer = self.timeline(key, columns=list(kinds))
             times = answer.table.column("time_ms").to_numpy()
             rows = np.flatnonzero((times >= from_ms) & (times < to_ms))
-            picked.append(answer.table.select(list(kinds)).take(pa.array(rows)))
+            parts.append(Part(dict(zip(kinds, answer.table.columns, strict=True)), rows))
             of.append(np.full(len(rows), place))
             is_complete.append(answer.is_complete or bool(len(times) and times[-1] < from_ms))
-        return Within(np.concatenate(of), pa.concat_tables(picked), np.array(is_complete, bool))
+        return Within(np.concatenate(of), tuple(parts), np.array(is_complete, bool), kinds)
 
     def _kinds(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:
         """The columns to read and their types; the order of events is always among them."""
@@ -238,7 +263,7 @@ def first_at(
     return low
 
 
-def _picked(columns: dict[str, pa.Array], rows: np.ndarray, kinds: dict[str, pa.DataType]) -> pa.Table:
+def _picked(columns: Mapping[str, pa.Array], rows: np.ndarray, kinds: dict[str, pa.DataType]) -> pa.Table:
     """Rows of some columns; base files have 64-bit offsets, answers do not."""
     at = pa.array(rows)
     picked = {}

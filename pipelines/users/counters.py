@@ -128,8 +128,8 @@ def _events(
 ) -> tuple[Within, pa.Table]:
     """What stands in the range, and those of it that are asked for: ``columns``, and in `USER` the user's place."""
     read = list(dict.fromkeys((*where, *columns)))
-    found = view.within(users, now_ms - age_ms + 1, now_ms + 1, read)
-    table = pa.table({name: found.table.column(name) for name in read} | {USER: found.of})
+    found = view.within(users, now_ms - age_ms + 1, now_ms + 1)
+    table = pa.table(dict(zip(read, found.read(read).columns, strict=True)) | {USER: found.of})
     for name, values in where.items():
         table = table.filter(pc.is_in(table.column(name), pa.array(list(values), pa.string())))
     return found, table

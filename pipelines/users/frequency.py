@@ -159,7 +159,7 @@ def check(
         return broken
     columns = ["time_ms", "action", *dict.fromkeys(rule.per for rule in rules)]
     widest_ms = max(rule.within_ms for rule in rules)
-    events = view.within([user], now_ms - widest_ms + 1, now_ms + 1, columns).table
+    events = view.within([user], now_ms - widest_ms + 1, now_ms + 1).read(columns)
     for rule in rules:
         asked = [(place, one[rule.per]) for place, one in enumerate(candidates) if rule.per in one]
         values = list(dict.fromkeys(value for _, value in asked))

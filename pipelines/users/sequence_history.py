@@ -21,7 +21,7 @@ from pipelines.indexing.facts import hash_keys, identity_bytes
 from pipelines.indexing.merge import Ranks, stood
 from pipelines.indexing.rows import spans
 from pipelines.indexing.spec import Documents, Family
-from pipelines.indexing.timelines import Within, first_at
+from pipelines.indexing.timelines import Part, Within, first_at
 from pipelines.pins.index import PINS
 from pipelines.users.index import USER_EVENTS
 from pipelines.users.sequences import (
@@ -31,7 +31,6 @@ from pipelines.users.sequences import (
     Definition,
     Sequences,
     arranged,
-    columns_read,
 )
 
 STATEMENT = pa.schema(
@@ -159,14 +158,15 @@ def _sequences(
 ) -> Iterator[Sequences]:
     """The sequences of n users, each at its time; in parts, for what is looked at is more than what is answered."""
     starts, ends = events.spans(users)
-    times, needed = events.numbers("time_ms"), events.rows.select(columns_read(definition))
+    times, kinds = events.numbers("time_ms"), {field.name: field.type for field in events.rows.schema}
+    columns = dict(zip(events.rows.column_names, events.rows.columns, strict=True))
     firsts = first_at(times, starts, ends, now_ms - definition.reach_ms + 1)
     lasts = first_at(times, starts, ends, now_ms + 1)
     for start, end in _parts(lasts - firsts):
         at_ms = now_ms[start:end]
         rows, of = spans(firsts[start:end], lasts[start:end])
         stands = np.flatnonzero(events.stands(rows, at_ms[of]))
-        within = Within(of[stands], needed.take(rows[stands]), np.ones(len(at_ms), bool))
+        within = Within(of[stands], (Part(columns, rows[stands]),), np.ones(len(at_ms), bool), kinds)
         yield arranged(within, definition, functools.partial(_of_pins, pins, at_ms))
 
 

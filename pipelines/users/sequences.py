@@ -267,17 +267,16 @@ def read(
         keys: Of k users.
         now_ms: In ms since 1970.
     """
-    within = view.within(keys, now_ms - definition.reach_ms + 1, now_ms + 1, columns_read(definition))
+    within = view.within(keys, now_ms - definition.reach_ms + 1, now_ms + 1, _most(definition))
     return arranged(within, definition, lambda pin_ids, of, names: _of_pins(pins, pin_ids, names))
 
 
-def columns_read(definition: Definition) -> list[str]:
-    """The columns of events that `arranged` needs; an event's id is called `id`, as in a view."""
-    needed = ["id", "time_ms", *(name for name in definition.fields if name != EVENT_ID)]
-    needed += ["action"] * bool(definition.actions) + ["surface"] * bool(definition.surfaces)
-    needed += [OBJECT] * bool(definition.categories or definition.enrich)
-    needed += [definition.deduplicate_by] if definition.deduplicate_by else []
-    return list(dict.fromkeys(needed))
+def _most(definition: Definition) -> int | None:
+    """How many of a user's newest events are enough; None: any may be needed, for those before it may not count."""
+    leaves_out = (
+        definition.actions or definition.surfaces or definition.categories or definition.deduplicate_by
+    )
+    return None if leaves_out else definition.max_length
 
 
 PinValues = Callable[[pa.ChunkedArray, np.ndarray, Sequence[str]], Sequence[pa.Array]]
@@ -285,39 +284,38 @@ PinValues = Callable[[pa.ChunkedArray, np.ndarray, Sequence[str]], Sequence[pa.A
 value an event; null where nothing is known of one."""
 
 
-def arranged(within: Within, definition: Definition, of_pins: PinValues) -> Sequences:
+def arranged(events: Within, definition: Definition, of_pins: PinValues) -> Sequences:
     """The sequences that k users' events in the window make: filtered, each once, in order, cut, and enriched.
 
     Args:
-        within: The events that happened in the window; of their columns at least `columns_read`.
+        events: Those that happened in the window; an event's id is called `id`, as in a view.
         definition: What is wanted.
         of_pins: What is known of pins.
     """
-    events = within.table.combine_chunks()
-    rows = np.flatnonzero(_passes(events, within.of, definition, of_pins))
-    rows = rows[_newest_first(events.select(["time_ms", "id"]).take(rows), within.of[rows])]
+    rows = _passing(events, definition, of_pins)
+    rows = rows[_newest_first(events.read(["time_ms", "id"], rows), events.of[rows])]
     if definition.deduplicate_by is not None:
-        rows = rows[_first_of_each(events.column(definition.deduplicate_by).take(rows), within.of[rows])]
-    rows = _cut(rows, within.of[rows], definition)
-    lengths = np.bincount(within.of[rows], minlength=len(within.is_complete))
+        objects = events.read([definition.deduplicate_by], rows).column(0)
+        rows = rows[_first_of_each(objects, events.of[rows])]
+    rows = _cut(rows, events.of[rows], definition)
+    lengths = np.bincount(events.of[rows], minlength=len(events.is_complete))
     return Sequences(
-        _written(events.take(rows), within.of[rows], definition, of_pins),
+        _written(events, rows, definition, of_pins),
         lengths,
-        within.is_complete | (lengths >= definition.max_length),
+        events.is_complete | (lengths >= definition.max_length),
     )
 
 
-def _passes(events: pa.Table, of: np.ndarray, definition: Definition, of_pins: PinValues) -> np.ndarray:
-    """Which events have one of the actions, surfaces and categories, bool[n]."""
-    passes = np.ones(events.num_rows, bool)
+def _passing(events: Within, definition: Definition, of_pins: PinValues) -> np.ndarray:
+    """The numbers of the events that have one of the actions, surfaces and categories, ascending."""
+    rows = np.arange(len(events.of))
     for column, wanted in (("action", definition.actions), ("surface", definition.surfaces)):
         if wanted:
-            passes &= _is_one_of(events.column(column), wanted)
+            rows = rows[_is_one_of(events.read([column], rows).column(0), wanted)]
     if definition.categories:
-        rows = np.flatnonzero(passes)
-        (category,) = of_pins(events.column(OBJECT).take(rows), of[rows], (CATEGORY,))
-        passes[rows] = _is_one_of(category, definition.categories)
-    return passes
+        (category,) = of_pins(events.read([OBJECT], rows).column(0), events.of[rows], (CATEGORY,))
+        rows = rows[_is_one_of(category, definition.categories)]
+    return rows
 
 
 def _is_one_of(column: pa.Array | pa.ChunkedArray, wanted: Collection[str]) -> np.ndarray:
@@ -352,14 +350,16 @@ def _cut(rows: np.ndarray, of: np.ndarray, definition: Definition) -> np.ndarray
     return rows if definition.order == NEWEST_FIRST else rows[np.lexsort((-place, of))]
 
 
-def _written(events: pa.Table, of: np.ndarray, definition: Definition, of_pins: PinValues) -> pa.Table:
+def _written(events: Within, rows: np.ndarray, definition: Definition, of_pins: PinValues) -> pa.Table:
     """The columns of the answer."""
+    names = ["id" if name == EVENT_ID else name for name in definition.fields]
+    read = events.read(list(dict.fromkeys(names + [OBJECT] * bool(definition.enrich))), rows)
     said = {
-        name: events.column("id").cast(pa.string()) if name == EVENT_ID else events.column(name)
-        for name in definition.fields
+        name: read.column(held).cast(EVENT_FIELDS[name])
+        for name, held in zip(definition.fields, names, strict=True)
     }
     if definition.enrich:
-        enriched = of_pins(events.column(OBJECT), of, definition.enrich)
+        enriched = of_pins(read.column(OBJECT), events.of[rows], definition.enrich)
         said |= dict(zip(definition.enrich, enriched, strict=True))
     return pa.table(said)
 
@@ -367,7 +367,7 @@ def _written(events: pa.Table, of: np.ndarray, definition: Definition, of_pins: 
 def _of_pins(pins: DocumentsView, pin_ids: pa.ChunkedArray, names: Sequence[str]) -> list[pa.Array]:
     """What pins say now under some names of `ENRICHMENTS`, a value an event; null where nothing is known of one."""
     encoded = _encoded(pin_ids)
-    keys = [b"" if pin is None else pin.encode() for pin in encoded.dictionary.to_pylist()]
+    keys = encoded.dictionary.cast(pa.binary()).fill_null(b"").to_pylist()
     columns = [(family, column) for family, _, column in (name.partition(".") for name in names)]
     return [values.take(encoded.indices) for values in pins.joined(columns, keys)]
 

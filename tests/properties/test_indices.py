@@ -47,6 +47,7 @@ SHARDS = 2
 HOUR_MS = 3_600_000
 START_MS = 1_704_067_200_000
 SEED = int(os.environ.get("TIDEMARK_TEST_SEED", "0")) or random.randrange(2**32)
+SEEN = ("ad_id", "campaign_id", "advertiser_id", "category", "view_type")
 Row = Mapping[str, Any]
 
 
@@ -68,6 +69,9 @@ def interaction(case: int, choose: random.Random) -> dict[str, Any]:
         said["quantity"] = choose.choice((1, 2, 0))
     if choose.random() < 0.3:
         said["surface"] = choose.choice(("home", "grün"))
+    for name in SEEN:
+        if choose.random() < 0.2:
+            said[name] = choose.choice(("x", "y", None))
     return said
 
 
@@ -101,7 +105,9 @@ SAID: dict[str, Callable[[int, random.Random], dict[str, Any]]] = {
 
 def about_user(row: Row) -> list[Statement]:
     """``user_events`` as the design says."""
-    payload = {name: row[name] for name in ("pin_id", "action", "quantity", "value_usd_micros", "surface")}
+    payload = {
+        name: row[name] for name in ("pin_id", "action", "quantity", "value_usd_micros", "surface", *SEEN)
+    }
     return [
         Statement(
             "interactions",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -57,9 +61,14 @@ def check_within(home: Home, ledger: Ledger) -> None:
     keys = [*KEYS[:3], b"nobody"][:: 1 if len(visible) % 2 else -1]
     times = sorted({s.time_ms for s in visible} | {0})
     from_ms, to_ms = times[len(times) // 3], times[-1] + len(visible) % 2
-    found = view.within(keys, from_ms, to_ms, ("number", "id", "time_ms"))
-    assert found.of.tolist() == view.within(keys, from_ms, to_ms).of.tolist()
-    rows = list(zip(found.of.tolist(), found.table.to_pylist(), strict=True))
+    found = view.within(keys, from_ms, to_ms)
+    table = found.read(("number", "id", "time_ms"))
+    backwards = np.arange(len(found.of))[::-2]
+    assert found.read(("id", "number"), backwards).to_pylist() == (
+        table.take(pa.array(backwards)).select(["id", "number"]).to_pylist()
+    )
+    rows = list(zip(found.of.tolist(), table.to_pylist(), strict=True))
+    check_newest(view, keys, (from_ms, to_ms), rows)
     for place, key in enumerate(keys):
         whole = oracle.timeline(
             visible,
@@ -75,6 +84,24 @@ def check_within(home: Home, ledger: Ledger) -> None:
         assert mine == [one for one in expected if from_ms <= one[0] < to_ms], (key, from_ms, to_ms)
         is_reached = bool(expected) and expected[-1][0] < from_ms
         assert found.is_complete[place] == (whole.is_complete or is_reached), key
+
+
+def check_newest(
+    view: Any, keys: Sequence[bytes], between: tuple[int, int], rows: list[tuple[int, dict[str, Any]]]
+) -> None:
+    """Where only the newest events of each key are needed, these are there, and none that is not among all of them."""
+    for most in (1, 2, 5):
+        limited = view.within(keys, *between, most=most)
+        found = list(
+            zip(limited.of.tolist(), limited.read(("number", "id", "time_ms")).to_pylist(), strict=True)
+        )
+        for place in range(len(keys)):
+            mine, whole = (
+                sorted(((r["time_ms"], r["id"], r["number"]) for of, r in some if of == place), reverse=True)
+                for some in (found, rows)
+            )
+            assert mine[:most] == whole[:most], (keys[place], between, most)
+            assert set(mine) <= set(whole)
 
 
 def check_added(home: Home, tables: dict[bytes, pa.Table]) -> None:
