@@ -74,6 +74,13 @@ def read_to(store: Repository, reached: Position) -> None:
         time.sleep(0.05)
 
 
+def read_all(settings: Settings, store: Repository) -> None:
+    """Wait until the process has read all that other tests sent to this broker."""
+    topic_id = broker.topic_ids(settings, [ADS_CHANGES.topic])[ADS_CHANGES.topic]
+    ends = {place: end for place, (_, end) in offsets(settings, ADS_CHANGES.topic)}
+    read_to(store, Position({topic_id: ends}))
+
+
 class Tail:
     """What comes to topics from now on, of the rows `READ`."""
 
@@ -124,8 +131,7 @@ def test_by_call_and_by_topic_the_same_rows_and_versions(
         for update in updates
     ]
     said.append({"op": "delete", "table": "ads", "key": account[-1].key, "version": VERSION})
-    others = dict(offsets(kafka_settings, ADS_CHANGES.topic))  # of other tests on this broker
-    read_to(store, Position({topic_id: {place: end for place, (_, end) in others.items()}}))
+    read_all(kafka_settings, store)
     lines = sent(client, said)
     mine, changes = registers(store), newest_change(store)
     assert {line["status"] for line in lines} == {"accepted"}
@@ -209,6 +215,7 @@ def test_a_change_reaches_its_stream_and_the_bypass_in_a_moment(
 def test_a_call_may_wait_for_the_position_at_which_its_documents_are_served(
     client: TestClient, kafka_settings: Settings, store: Repository
 ) -> None:
+    read_all(kafka_settings, store)
     many = publisher.MOST_AT_ONCE + 1
     ads = [
         record(Update("ads", f"wait-{n}", VERSION, {"ad_group_id": "wait-g", "pin_id": f"wait-p{n}"}))
