@@ -12,6 +12,7 @@ import base64
 import binascii
 import re
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -247,6 +248,12 @@ def natural_of(said: Mapping[str, Any], name: str, path: str, least: int, most: 
     if type(value) is not int or not least <= value <= most:
         raise Problem(400, path, "it is not allowed", f"a whole number from {least} to {most}")
     return value
+
+
+def now_ms_of(said: Mapping[str, Any]) -> int:
+    """The time as of which a JSON object asks, its field `now_ms`; now, where it is absent or null."""
+    found = natural_of(said, "now_ms", "now_ms", 0, MAX_TIME_MS)
+    return int(time.time() * 1000) if found is None else found
 
 
 def text_of(value: Any, path: str, choices: Sequence[str] = ()) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from pipelines.serving import documents, operations
 from pipelines.serving.inputs import (
-    MAX_TIME_MS,
     Problem,
     natural_of,
+    now_ms_of,
     object_of,
     read_object,
     text_of,
@@ -54,8 +53,7 @@ def register(app: FastAPI, ground: Ground) -> None:
         position = call.query("min_position").min_position()
         said = read_object(await call.body(), call.header(b"content-type"), _BODY)
         way = _way(said)
-        now_ms = natural_of(said, "now_ms", "now_ms", 0, MAX_TIME_MS)
-        now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+        now_ms = now_ms_of(said)
         asked = _pairs(said) if way == "pairs" else _sentence(said) if way == "sql" else _query(said)
         standing = await ground.at(position, EVENTS)
         view: TimelineView = standing.views[EVENTS]

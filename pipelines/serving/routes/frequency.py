@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.serving import documents, operations
 from pipelines.serving.inputs import (
     MAX_K,
-    MAX_TIME_MS,
     Problem,
-    natural_of,
+    now_ms_of,
     object_of,
     read_object,
     text_of,
@@ -47,8 +45,7 @@ def register(app: FastAPI, ground: Ground, rules: Sequence[Rule]) -> None:
         said = read_object(await call.body(), call.header(b"content-type"), _BODY)
         user = text_of(said.get("user_id"), "user_id").encode()
         candidates, asked = _candidates(said), _rules(said, by_name)
-        now_ms = natural_of(said, "now_ms", "now_ms", 0, MAX_TIME_MS)
-        now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+        now_ms = now_ms_of(said)
         standing = await ground.at(position, EVENTS)
         broken = frequency.check(standing.views[EVENTS], asked, user, candidates, now_ms)
         judged = [{"is_allowed": not of_one, "broken": list(map(_told, of_one))} for of_one in broken]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +11,13 @@ import pyarrow as pa
 
 from pipelines.serving import operations
 from pipelines.serving.inputs import (
-    MAX_TIME_MS,
     MAX_USERS,
     Batch,
     Problem,
     ids_of,
     ids_rule,
     natural_of,
+    now_ms_of,
     read_object,
     text_of,
 )
@@ -58,8 +57,7 @@ def register(app: FastAPI, ground: Ground, library: Library) -> None:
         position = call.query("min_position").min_position()
         said = read_object(await call.body(), call.header(b"content-type"), _BODY)
         users, definition = ids_of(said, "user_ids", MAX_USERS), _definition(said, library)
-        now_ms = natural_of(said, "now_ms", "now_ms", 0, MAX_TIME_MS)
-        now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+        now_ms = now_ms_of(said)
         standing = await ground.at(position, EVENTS, PINS)
         asked = (standing, users, definition, now_ms, ARROW in _accepted(call))
         if len(users.ids) * definition.max_length <= FEW_EVENTS:
