@@ -215,7 +215,7 @@ CURATED_USER_INTERACTIONS = TableSpec(
             {
                 "user_id": "whose interaction",
                 "event_id": "the event's own id, unique for a user",
-                "pin_id": "with which pin; null in a tombstone",
+                "pin_id": "with which pin; null if it is about something else",
                 "action": "what the user did; null in a tombstone",
                 "event_time": "when; null in a tombstone",
                 "version": "version of the statement",

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines import index_rows, lake
 from pipelines.ads import schema as ads
-from pipelines.contracts import ACTIONS, CONTRACTS, PIN_UPDATES
+from pipelines.contracts import ACTIONS, CONTRACTS, OBJECTS, PIN_UPDATES
 from pipelines.contracts.contract import MAX_USD_MICROS
 from pipelines.indexing import facts
 from pipelines.indexing.spec import IndexSpec, Sums
@@ -204,13 +204,19 @@ _HOUSEHOLDS = Suite(
     blocks=False,
 )
 
+_HAS_OBJECT = Rule(
+    "has_object",
+    f"is_deleted OR coalesce({', '.join(OBJECTS)}) IS NOT NULL",
+    f"an event names at least one of {', '.join(OBJECTS)}",
+)
+
 _USER_INTERACTIONS = Suite(
     lake.CURATED_USER_INTERACTIONS.name,
     _with(
         derived(lake.CURATED_USER_INTERACTIONS),
         user_id={**_REQUIRED, "kind": "id"},
         event_id={**_REQUIRED, "kind": "id"},
-        pin_id={"is_required": True, "kind": "id", "refers_to": "curated.pins_catalogue.pin_id"},
+        pin_id={"kind": "id", "refers_to": "curated.pins_catalogue.pin_id"},
         action={"is_required": True, "one_of": ACTIONS, "kind": "category"},
         event_time={"is_required": True},
         quantity={"least": 1, "kind": "number"},
@@ -225,7 +231,7 @@ _USER_INTERACTIONS = Suite(
     live="NOT is_deleted",
     day="event_time",
     arrival="broker_time",
-    rules=(_ONE_SOURCE,),
+    rules=(_ONE_SOURCE, _HAS_OBJECT),
 )
 
 

@@ -24,7 +24,7 @@ from pipelines.contracts.contract import (
 )
 from pipelines.contracts.fields import Field
 from pipelines.contracts.pin_updates import PIN_UPDATES
-from pipelines.contracts.user_interactions import ACTIONS, USER_INTERACTIONS
+from pipelines.contracts.user_interactions import ACTIONS, OBJECTS, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
 
 CONTRACTS: dict[str, Contract] = {
@@ -61,6 +61,7 @@ __all__ = [
     "ADS_CHANGES",
     "CONTRACTS",
     "INTERNAL",
+    "OBJECTS",
     "PIN_UPDATES",
     "PROVENANCE",
     "REASONS",

@@ -6,13 +6,14 @@
      "ad_id": "a17", "campaign_id": "c8", "advertiser_id": "v3", "category": "dairy", "view_type": "promoted"}
     {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2}
 
-An event is about a pin. What else it is about, it may name: the ad that showed the pin, its campaign and advertiser,
-and the category that the user was in. `view_type` says how it was shown, in words of the product's own.
+An event is about something, and names at least one of: a pin, an ad, its campaign, its advertiser, a category. A look
+into a category, or an ad that shows no pin, is an event without a pin. `view_type` says how it was shown, in words of
+the product's own.
 
 Identity is (user_id, event_id): the same event id under another user is another event. `version` (1 where absent)
-orders what was said about an event; a deletion needs neither pin nor time nor action, and what it carries besides its
-identity is not read. Fields that are not named here are allowed and count in the content hash; they become columns when
-they have been learned.
+orders what was said about an event; a deletion needs neither object nor time nor action, and what it carries besides
+its identity is not read. Fields that are not named here are allowed and count in the content hash; they become columns
+when they have been learned.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ from pipelines.contracts.contract import (
     wrong_type,
 )
 
-ACTIONS = ("purchase", "view", "click", "save", "hide")
-"""The actions by name. Their order is the order of the counters: a new one goes to the end."""
+ACTIONS = ("purchase", "view", "click", "save", "hide", "impression", "add_to_basket", "remove_from_basket")
+"""The actions by name. Their order is the order of the counters: a new one goes to the end. An impression was on the
+screen; a view was looked at."""
+
+OBJECTS = ("pin_id", "ad_id", "campaign_id", "advertiser_id", "category")
+"""What an event may be about, by the field that names it."""
 
 MAX_WORD_BYTES = 128
 """Of a surface, a category, a view type."""
@@ -47,8 +52,8 @@ ROW_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string()),
         pa.field("event_id", pa.string()),
-        pa.field("pin_id", pa.string()),  # null in a tombstone, like all that follow but the next three
-        pa.field("action", pa.string()),
+        pa.field("pin_id", pa.string()),  # null where an event is about something else
+        pa.field("action", pa.string()),  # null in a tombstone, like all but identity, version and hash
         pa.field("event_time", pa.timestamp("us", tz="UTC")),
         pa.field("version", pa.int64()),
         pa.field("is_deleted", pa.bool_()),
@@ -64,10 +69,11 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 
-_OBJECTS = ("ad_id", "campaign_id", "advertiser_id")
+_IDS = OBJECTS[:4]
 _NOTHING = (None,) * 8  # a tombstone's columns after the content hash
 _ACTIONS = frozenset(ACTIONS)
 _ACTION_RULE = f"one of {', '.join(ACTIONS)}"
+_OBJECT_RULE = f"it must name at least one of {', '.join(OBJECTS)}"
 
 
 def _parse(record: Record, broker_time_ms: int) -> Row:
@@ -76,7 +82,10 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
     version = take_version(record)
     if take_op(record):
         return (user_id, event_id, None, None, None, version, True, content_hash(record), *_NOTHING)
-    record["pin_id"] = pin_id = take_id(record, "pin_id")
+    pin_id, ad_id, campaign_id, advertiser_id = (_id(record, name) for name in _IDS)
+    category = _word(record, "category")
+    if not (pin_id or ad_id or campaign_id or advertiser_id or category):
+        raise Refused("missing_field", f"the event names nothing that it is about; {_OBJECT_RULE}", "pin_id")
     action = record.get("action")
     if type(action) is not str:
         raise wrong_type(action, "action", _ACTION_RULE)
@@ -87,9 +96,7 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
         raise missing("event_time", "ISO 8601 in UTC or milliseconds since 1970")
     quantity = read_integer(record, "quantity", 1, MAX_QUANTITY)
     value_usd_micros = read_integer(record, "value_usd_micros", 0, MAX_USD_MICROS)
-    surface = _word(record, "surface")
-    ad_id, campaign_id, advertiser_id = (_id(record, name) for name in _OBJECTS)
-    category, view_type = _word(record, "category"), _word(record, "view_type")
+    surface, view_type = _word(record, "surface"), _word(record, "view_type")
     return (
         user_id,
         event_id,
@@ -152,6 +159,13 @@ USER_INTERACTIONS = Contract(
             "advertiser_id": "v3",
             "category": "dairy",
             "view_type": "promoted",
+        },
+        {
+            "user_id": "900",
+            "event_id": "v8:0",
+            "action": "view",
+            "event_time": 1483271607000,
+            "category": "dairy",
         },
         {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2},
     ),

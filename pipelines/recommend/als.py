@@ -121,8 +121,8 @@ def matrix(table: pa.Table) -> np.ndarray:
 
 
 def live(interactions: DataFrame) -> DataFrame:
-    """Of the curated interactions those that a model learns from: a tombstone says nothing."""
-    return interactions.filter("NOT is_deleted")
+    """Of the curated interactions those that a model learns from: what is gone, or about no pin, says nothing."""
+    return interactions.filter("NOT is_deleted AND pin_id IS NOT NULL")
 
 
 def vectors_plan(interactions: DataFrame, factorize: Callable[[DataFrame], DataFrame]) -> DataFrame:

@@ -31,7 +31,7 @@ DAY_MS = 86_400_000
 WINDOWS_DAYS = (1, 7, 30, 90, 365, 3650)
 """How far back popularity looks; the next one is tried where too few pins are found, and everything after the last."""
 UNIT = 10
-POPULARITY = {"purchase": UNIT, "save": 6, "click": 3, "view": 1, "hide": -UNIT}
+POPULARITY = {"purchase": UNIT, "save": 6, "add_to_basket": 5, "click": 3, "view": 1, "hide": -UNIT}
 """What an event of each action adds to a pin's popularity, in tenths of a purchase."""
 WEIGHTS = tuple(POPULARITY.get(action, 0) for action in ACTIONS)
 MARGIN = 16

@@ -29,7 +29,14 @@ import pyarrow.compute as pc
 
 from pipelines.errors import TidemarkError
 
-ACTION_WEIGHTS: Mapping[str, float] = {"purchase": 1.0, "save": 0.6, "click": 0.3, "view": 0.1, "hide": -1.0}
+ACTION_WEIGHTS: Mapping[str, float] = {
+    "purchase": 1.0,
+    "save": 0.6,
+    "add_to_basket": 0.5,
+    "click": 0.3,
+    "view": 0.1,
+    "hide": -1.0,
+}
 """What an event of each action says, next to a purchase. An action that is not named here says nothing."""
 PURCHASE = "purchase"
 Float64s = np.ndarray[Any, np.dtype[np.float64]]
@@ -147,16 +154,17 @@ class History(NamedTuple):
 
 
 def history(pins: pa.Array, actions: pa.Array, times_ms: np.ndarray, parameters: Parameters) -> History:
-    """Read a user's events.
+    """Read a user's events; those that say nothing about a pin are left out, so that impressions crowd nothing out.
 
     Args:
-        pins: The pin of each event, newest event first; text or UTF-8 bytes.
+        pins: The pin of each event, newest event first; text or UTF-8 bytes; null where it is about something else.
         actions: The action of each.
         times_ms: The time of each, int64.
         parameters: Of the base.
     """
-    encoded = _encoded(pins)
-    named = _encoded(actions)
+    tells = _tells(pins, actions, parameters)
+    encoded, named = _encoded(pins.filter(tells)), _encoded(actions.filter(tells))
+    times_ms = times_ms[tells.to_numpy(zero_copy_only=False)]
     names = encoded.dictionary.cast(pa.binary()).to_pylist()  # in order of appearance
     codes, kinds = encoded.indices.to_numpy().astype(np.int64), named.indices.to_numpy()
     known = [action.decode() for action in named.dictionary.cast(pa.binary()).to_pylist()]
@@ -168,6 +176,18 @@ def history(pins: pa.Array, actions: pa.Array, times_ms: np.ndarray, parameters:
     is_settled[codes[settles[kinds]]] = True
     most = parameters.max_events
     return History(names, is_settled, codes[:most], weights[kinds[:most]], times_ms[:most])
+
+
+def _tells(pins: pa.Array, actions: pa.Array, parameters: Parameters) -> pa.BooleanArray:
+    """Which events say something about a pin."""
+    telling = [PURCHASE, *(action for action, weight in parameters.actions.items() if weight)]
+    is_telling = pc.is_in(actions, pa.array(telling).cast(_plain(actions.type)))
+    both = pc.and_(pc.is_valid(pins), is_telling)
+    return both.combine_chunks() if isinstance(both, pa.ChunkedArray) else both
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def joined(newer: History, older: History, parameters: Parameters) -> tuple[History, np.ndarray]:

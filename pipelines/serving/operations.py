@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.ads.schema import AGE_BUCKETS, DEVICES, DIMENSIONS, GENDERS, PLACEMENTS
-from pipelines.contracts import ACTIONS
+from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.serving import documents
 from pipelines.serving.inputs import (
     MAX_BATCH,
@@ -21,7 +21,6 @@ from pipelines.serving.inputs import (
 )
 from pipelines.serving.routing import ARROW
 from pipelines.users import counter_sql, counters, sequences, spans
-from pipelines.users.index import OBJECTS
 
 TOKEN = "eyJ0b3BpY3MiOnt9LCJsb2FkcyI6W119"
 HEADERS = {
@@ -194,21 +193,13 @@ EVENTS = operation(
 PIN_DOCUMENT = operation(
     "A pin", documents.EXAMPLE_DOCUMENT, PIN, MIN_POSITION, tag="pins", problems=NO_PIN | LATE
 )
+_NO_COUNTS = dict.fromkeys(ACTIONS, 0)
 COUNTS = operation(
     "How often a pin was acted on, by hour",
     {
         "pin_id": "1029743",
-        "totals": {"purchase": 2, "view": 0, "click": 0, "save": 0, "hide": 0},
-        "hours": [
-            {
-                "start_time": "2017-01-01T11:00:00.000Z",
-                "purchase": 2,
-                "view": 0,
-                "click": 0,
-                "save": 0,
-                "hide": 0,
-            }
-        ],
+        "totals": {**_NO_COUNTS, "purchase": 2},
+        "hours": [{"start_time": "2017-01-01T11:00:00.000Z", **_NO_COUNTS, "purchase": 2}],
     },
     PIN,
     FROM,

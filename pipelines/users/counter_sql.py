@@ -17,8 +17,8 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ParseError, SqlglotError
 
+from pipelines.contracts import OBJECTS
 from pipelines.users.counters import COLUMNS, MAX_USERS, MAX_VALUES, USER, Query
-from pipelines.users.index import OBJECTS
 from pipelines.users.spans import RULE as SPAN_RULE
 from pipelines.users.spans import span_ms
 

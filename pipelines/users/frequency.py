@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from pipelines.contracts import ACTIONS
+from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT
-from pipelines.users.index import OBJECTS
 from pipelines.users.spans import RULE as SPAN_RULE
 from pipelines.users.spans import span_ms
 

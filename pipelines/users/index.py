@@ -35,8 +35,6 @@ INTERACTION = pa.schema(
         ("view_type", pa.string()),
     ]
 )
-OBJECTS = ("pin_id", "ad_id", "campaign_id", "advertiser_id", "category")
-"""What an event may be about: its columns that say so."""
 
 COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])
 
@@ -58,18 +56,18 @@ def interactions(rows: DataFrame, state: State) -> DataFrame:
 
 
 def counts(rows: DataFrame, state: State) -> DataFrame:
-    """Rows of ``user-interactions`` as counts of their pins: one for the action, by hour."""
+    """Rows of ``user-interactions`` as counts of their pins: one for the action, by hour; none without a pin."""
     return facts.frame(
         rows,
         family="counts",
         identity=["user_id", "event_id"],
-        key="coalesce(pin_id, '')",  # a tombstone names no pin: what it takes back, the fold knows
+        key="coalesce(pin_id, '')",  # what a tombstone, or an event without a pin, takes back, the fold knows
         id="event_id",
         time_ms=TIME_MS,
         version=["version"],
         is_deleted="is_deleted",
         content_hash="content_hash",
-        amounts=[f"coalesce(action = '{action}', false)" for action in ACTIONS],
+        amounts=[f"coalesce(action = '{action}' AND pin_id IS NOT NULL, false)" for action in ACTIONS],
         payload=_struct(COUNTED),
     )
 

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contracts import ACTIONS
+from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.errors import TidemarkError
 from pipelines.indexing.documents import DocumentsView
 from pipelines.indexing.timelines import TimelineView, Within
 from pipelines.pins.index import PINS
-from pipelines.users.index import OBJECTS, USER_EVENTS
+from pipelines.users.index import USER_EVENTS
 from pipelines.users.spans import RULE as SPAN_RULE
 from pipelines.users.spans import span_ms
 

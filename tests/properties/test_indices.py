@@ -62,7 +62,7 @@ def interaction(case: int, choose: random.Random) -> dict[str, Any]:
     time_ms = START_MS + hour * HOUR_MS + choose.choice((0, 1, HOUR_MS - 1))
     said = about | {
         "pin_id": f"{case}-p{choose.randrange(3)}",
-        "action": choose.choice(ACTIONS[:3]),
+        "action": choose.choice((*ACTIONS[:2], ACTIONS[-1])),
         "event_time": choose.choice((time_ms, f"2024-01-01T{hour:02d}:30:00Z")),
     }
     if choose.random() < 0.5:
@@ -72,6 +72,8 @@ def interaction(case: int, choose: random.Random) -> dict[str, Any]:
     for name in SEEN:
         if choose.random() < 0.2:
             said[name] = choose.choice(("x", "y", None))
+    if choose.random() < 0.2:
+        del said["pin_id"]  # then it is about what else it names, or it is refused
     return said
 
 
@@ -134,7 +136,7 @@ def about_counts(row: Row) -> list[Statement]:
             row["is_deleted"],
             row["content_hash"],
             time_ms_of(row),
-            tuple(int(row["action"] == action) for action in ACTIONS),
+            tuple(int(row["action"] == action and row["pin_id"] is not None) for action in ACTIONS),
             None,
             json.dumps([row["user_id"], row["event_id"]]).encode(),
         )

@@ -12,6 +12,7 @@ import pytest
 from pipelines.contracts import (
     ACTIONS,
     CONTRACTS,
+    OBJECTS,
     PIN_UPDATES,
     REASONS,
     RECORD,
@@ -399,3 +400,20 @@ def test_contracts_are_found_by_topic_and_by_table() -> None:
     assert contract_of("pin-updates") is contract_of("pin_updates") is PIN_UPDATES
     with pytest.raises(UnknownTopic, match="user-interactions"):
         contract_of("clicks")
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_an_event_is_about_whatever_it_names(name: str) -> None:
+    about = {key: value for key, value in EVENT.items() if key != "pin_id"} | {name: "x"}
+    found = decode(USER_INTERACTIONS, raw(about), NOW_MS)
+    assert isinstance(found, dict)
+    assert {key: found[key] for key in OBJECTS if found[key] is not None} == {name: "x"}
+
+
+def test_an_event_about_nothing_is_refused() -> None:
+    about = {key: value for key, value in EVENT.items() if key != "pin_id"}
+    for nothing in ({}, {"pin_id": None, "ad_id": None}, {"category": ""}):
+        found = decode(USER_INTERACTIONS, raw(about | nothing), NOW_MS)
+        assert isinstance(found, Refusal)
+        assert (found.reason, found.field) == ("missing_field", "pin_id")
+        assert all(name in found.detail for name in OBJECTS)

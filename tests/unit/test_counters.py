@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.contracts import OBJECTS
 from pipelines.serving.app import create_app
 from pipelines.users import counter_sql
 from pipelines.users.counter_sql import BadSql
 from pipelines.users.counters import COLUMNS
-from pipelines.users.index import OBJECTS
 from pipelines.users.spans import span_ms
 from tests import serving_world as world
 from tests.conftest import small_settings

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.pins.index import PINS
 from pipelines.users import sequence_files, sequences
-from pipelines.users.index import OBJECTS, USER_EVENTS
+from pipelines.users.index import USER_EVENTS
 from pipelines.users.sequences import BadDefinition, Definition
 
 SMALL = {"max_length": 10, "fields": ["pin_id"]}
@@ -142,7 +143,7 @@ def test_the_nearest_name_is_offered() -> None:
     assert str(refused(max_length=5000)) == (
         "max_length: 5000 is not allowed: use a whole number from 1 to 1000."
     )
-    assert str(refused(actions=["by"])).endswith("use one of purchase, view, click, save, hide.")
+    assert str(refused(actions=["by"])).endswith(f"use one of {', '.join(ACTIONS)}.")
 
 
 @pytest.mark.parametrize("said", [None, [], "x", 3])

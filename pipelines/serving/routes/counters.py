@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.contracts import OBJECTS
 from pipelines.serving import documents, operations
 from pipelines.serving.inputs import (
     Problem,
@@ -18,7 +19,6 @@ from pipelines.serving.routing import Answer, Call, add, json_answer
 from pipelines.serving.standing import EVENTS
 from pipelines.users import counter_sql, counters
 from pipelines.users.counters import COLUMNS, MAX_PAIRS, MAX_USERS, MAX_VALUES, USER, Counts, Pairs, Query
-from pipelines.users.index import OBJECTS
 from pipelines.users.spans import MAX_SPAN_MS, MIN_SPAN_MS
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.contracts import OBJECTS
 from pipelines.serving import documents, operations
 from pipelines.serving.inputs import (
     MAX_K,
@@ -19,7 +20,6 @@ from pipelines.serving.routing import Answer, Call, add, json_answer
 from pipelines.serving.standing import EVENTS
 from pipelines.users import frequency
 from pipelines.users.frequency import Broken, Rule
-from pipelines.users.index import OBJECTS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
