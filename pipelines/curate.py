@@ -49,11 +49,12 @@ class Source(NamedTuple):
         return self.contract.raw_table
 
     def under(self, contract: Contract) -> Source:
-        """This source with what was learned of its contract's fields: the parts have the new columns, too."""
+        """This source with what was learned of its contract's fields: the first part has the new columns, too."""
         declared = self.contract.row_schema.names
         learned = tuple(name for name in contract.row_schema.names if name not in declared)
-        parts = tuple(part._replace(columns=(*part.columns, *learned)) for part in self.parts)
-        return self._replace(contract=contract, parts=parts)
+        first, *others = self.parts
+        grown = first._replace(columns=(*first.columns, *learned))
+        return self._replace(contract=contract, parts=(grown, *others))
 
     def spec(self, part: Part) -> lake.TableSpec:
         """The declaration of a part's table, with the columns that were learned."""
@@ -80,7 +81,26 @@ SOURCES: dict[str, Source] = {
         Source(
             USER_INTERACTIONS,
             ("user_id", "event_id"),
-            (Part("curated.user_interactions", "content_hash", tuple(USER_INTERACTIONS.row_schema.names)),),
+            (
+                Part(
+                    "curated.user_interactions",
+                    "content_hash",
+                    tuple(n for n in USER_INTERACTIONS.row_schema.names if not n.startswith("features")),
+                ),
+                Part(
+                    "curated.event_features",
+                    "features_hash",
+                    (
+                        "user_id",
+                        "event_id",
+                        "event_time",
+                        "version",
+                        "is_deleted",
+                        "features",
+                        "features_hash",
+                    ),
+                ),
+            ),
         ),
         Source(
             PIN_UPDATES,

@@ -206,12 +206,14 @@ RAW_HOUSEHOLDS = TableSpec(
     owner="ingest",
 )
 
+_OF_FEATURES = ("user_id", "event_id", "event_time", "version", "is_deleted", "features", "features_hash")
+
 CURATED_USER_INTERACTIONS = TableSpec(
     name="curated.user_interactions",
     doc="for each (user_id, event_id) the statement that stands, tombstones too",
     columns=(
         *columns_of(
-            USER_INTERACTIONS.row_schema,
+            pa.schema([f for f in USER_INTERACTIONS.row_schema if not f.name.startswith("features")]),
             {
                 "user_id": "whose interaction",
                 "event_id": "the event's own id, unique for a user",
@@ -229,8 +231,35 @@ CURATED_USER_INTERACTIONS = TableSpec(
                 "advertiser_id": "the ad's advertiser",
                 "category": "the category that the user was in; null if not said",
                 "view_type": "how it was shown; null if not said",
+                "payload": "what events of this action have to say, as JSON; null if nothing",
             },
             {"event_time": "UTC", "value_usd_micros": "micro-dollars"},
+        ),
+        *_provenance(),
+    ),
+    owner="curate",
+    partitioned_by=("days(event_time)",),
+    sorted_by=("user_id", "event_id"),
+    target_file_bytes=64 * _MIB,
+)
+
+
+CURATED_EVENT_FEATURES = TableSpec(
+    name="curated.event_features",
+    doc="for each (user_id, event_id) what was found out later, as it stands, tombstones too",
+    columns=(
+        *columns_of(
+            pa.schema([USER_INTERACTIONS.row_schema.field(name) for name in _OF_FEATURES]),
+            {
+                "user_id": "whose event",
+                "event_id": "which event",
+                "event_time": "when it happened; null in a tombstone",
+                "version": "version of the statement",
+                "is_deleted": "whether it is a tombstone",
+                "features": "what was found out, as JSON; null in a tombstone",
+                "features_hash": "hash of it",
+            },
+            {"event_time": "UTC"},
         ),
         *_provenance(),
     ),
@@ -603,6 +632,7 @@ TABLES: dict[str, TableSpec] = {
         RAW_DEAD_LETTERS,
         RAW_HOUSEHOLDS,
         CURATED_USER_INTERACTIONS,
+        CURATED_EVENT_FEATURES,
         CURATED_PINS_CATALOGUE,
         CURATED_PINS_OFFER,
         FEATURES_PIN_VECTORS,

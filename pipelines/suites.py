@@ -235,6 +235,22 @@ _USER_INTERACTIONS = Suite(
 )
 
 
+_EVENT_FEATURES = Suite(
+    lake.CURATED_EVENT_FEATURES.name,
+    _with(
+        derived(lake.CURATED_EVENT_FEATURES),
+        user_id={**_REQUIRED, "kind": "id"},
+        event_id={**_REQUIRED, "kind": "id"},
+        event_time={"is_required": True},
+        features={"is_required": True},
+        broker_time=_REQUIRED,
+    ),
+    key=("user_id", "event_id"),
+    live="NOT is_deleted",
+    rules=(_ONE_SOURCE,),
+)
+
+
 def _pins(family: str, **by_hand: Mapping[str, object]) -> Suite:
     spec = lake.TABLES[f"curated.pins_{family}"]
     fields = [field for field in derived(spec) if field.path != family]
@@ -322,6 +338,7 @@ SUITES: dict[str, Suite] = {
         _DEAD_LETTERS,
         _HOUSEHOLDS,
         _USER_INTERACTIONS,
+        _EVENT_FEATURES,
         _pins("catalogue", catalogue__category={"kind": "category"}, catalogue__brand={"kind": "category"}),
         _pins(
             "offer",

@@ -103,6 +103,7 @@ REASONS = {
     "unknown_table": "the contract does not name this table",
     "no_family": "a record sets no column family",
     "retyped_field": "a field has another type than it had before",
+    "unknown_field": "a payload has a field that its schema does not declare",
 }
 
 

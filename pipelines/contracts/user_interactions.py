@@ -10,6 +10,14 @@ An event is about something, and names at least one of: a pin, an ad, its campai
 into a category, or an ad that shows no pin, is an event without a pin. `view_type` says how it was shown, in words of
 the product's own.
 
+`payload` says what only events of this action have to say, as the team that sends them declares (`payloads`).
+
+What is found out later is said in `features`, a column family of its own: a record without an action that names the
+event and its time. It changes nothing else of the event, and has a version of its own; a record of an event may bring
+features as well.
+
+    {"user_id": "900", "event_id": "v7:0", "event_time": 1483271606000, "features": {"is_converted": true}}
+
 Identity is (user_id, event_id): the same event id under another user is another event. `version` (1 where absent)
 orders what was said about an event; a deletion needs neither object nor time nor action, and what it carries besides
 its identity is not read. Fields that are not named here are allowed and count in the content hash; they become columns
@@ -37,6 +45,7 @@ from pipelines.contracts.contract import (
     take_version,
     wrong_type,
 )
+from pipelines.contracts.payloads import FEATURES, read_payload
 
 ACTIONS = ("purchase", "view", "click", "save", "hide", "impression", "add_to_basket", "remove_from_basket")
 """The actions by name. Their order is the order of the counters: a new one goes to the end. An impression was on the
@@ -57,7 +66,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("event_time", pa.timestamp("us", tz="UTC")),
         pa.field("version", pa.int64()),
         pa.field("is_deleted", pa.bool_()),
-        pa.field("content_hash", pa.int64()),
+        pa.field("content_hash", pa.int64()),  # null exactly if the record brings features alone
         pa.field("quantity", pa.int64()),
         pa.field("value_usd_micros", pa.int64()),
         pa.field("surface", pa.string()),
@@ -66,11 +75,15 @@ ROW_SCHEMA = pa.schema(
         pa.field("advertiser_id", pa.string()),
         pa.field("category", pa.string()),
         pa.field("view_type", pa.string()),
+        pa.field("payload", pa.string()),  # JSON, sorted keys
+        pa.field("features", pa.string()),  # JSON, sorted keys; a family of its own
+        pa.field("features_hash", pa.int64()),  # null exactly if the record brings none
     ]
 )
 
 _IDS = OBJECTS[:4]
-_NOTHING = (None,) * 8  # a tombstone's columns after the content hash
+_OF_INTERACTION = (*OBJECTS, "surface", "view_type", "quantity", "value_usd_micros", "payload")
+_NOTHING = (None,) * 9  # what a row without an interaction has between content_hash and features
 _ACTIONS = frozenset(ACTIONS)
 _ACTION_RULE = f"one of {', '.join(ACTIONS)}"
 _OBJECT_RULE = f"it must name at least one of {', '.join(OBJECTS)}"
@@ -81,7 +94,15 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
     event_id = take_id(record, "event_id")
     version = take_version(record)
     if take_op(record):
-        return (user_id, event_id, None, None, None, version, True, content_hash(record), *_NOTHING)
+        hashed = content_hash(record)  # a deletion takes both families
+        return (user_id, event_id, None, None, None, version, True, hashed, *_NOTHING, None, hashed)
+    features = read_payload(record, "features", FEATURES, broker_time_ms)
+    said = record.pop("features", None)
+    features_hash = None if features is None else content_hash(said)
+    if features is not None and record.get("action") is None and not any(map(record.get, _OF_INTERACTION)):
+        event_time = _time(record, broker_time_ms)
+        row = (user_id, event_id, None, None, event_time, version, False, None)
+        return (*row, *_NOTHING, features, features_hash)
     pin_id, ad_id, campaign_id, advertiser_id = (_id(record, name) for name in _IDS)
     category = _word(record, "category")
     if not (pin_id or ad_id or campaign_id or advertiser_id or category):
@@ -91,12 +112,11 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
         raise wrong_type(action, "action", _ACTION_RULE)
     if action not in _ACTIONS:
         raise Refused("unknown_action", f"action is {action[:40]!r}; it must be {_ACTION_RULE}", "action")
-    event_time = read_time(record, "event_time", broker_time_ms)
-    if event_time is None:
-        raise missing("event_time", "ISO 8601 in UTC or milliseconds since 1970")
+    event_time = _time(record, broker_time_ms)
     quantity = read_integer(record, "quantity", 1, MAX_QUANTITY)
     value_usd_micros = read_integer(record, "value_usd_micros", 0, MAX_USD_MICROS)
     surface, view_type = _word(record, "surface"), _word(record, "view_type")
+    payload = read_payload(record, "payload", action, broker_time_ms)
     return (
         user_id,
         event_id,
@@ -114,7 +134,17 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
         advertiser_id,
         category,
         view_type,
+        payload,
+        features,
+        features_hash,
     )
+
+
+def _time(record: Record, broker_time_ms: int) -> int:
+    found = read_time(record, "event_time", broker_time_ms)
+    if found is None:
+        raise missing("event_time", "ISO 8601 in UTC or milliseconds since 1970")
+    return found
 
 
 def _word(record: Record, name: str) -> str | None:
@@ -166,6 +196,13 @@ USER_INTERACTIONS = Contract(
             "action": "view",
             "event_time": 1483271607000,
             "category": "dairy",
+            "payload": {"dwell_ms": 4200},
+        },
+        {
+            "user_id": "900",
+            "event_id": "v7:0",
+            "event_time": 1483271606000,
+            "features": {"is_converted": True},
         },
         {"op": "delete", "user_id": "900", "event_id": "31198570044:1095275", "version": 2},
     ),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from pipelines.recommend.candidates import Answer
@@ -39,6 +40,8 @@ EXAMPLE_EVENT = {
     "advertiser_id": None,
     "category": None,
     "view_type": None,
+    "payload": None,
+    "features": None,
 }
 EXAMPLE_AD = {
     "ad_id": "a17",
@@ -106,12 +109,19 @@ def events(table: pa.Table) -> list[dict[str, Any]]:
     columns = {
         name: table.column(name).to_pylist() for name in table.column_names if name not in ("id", "time_ms")
     }
+    columns["payload"] = list(map(as_json, columns["payload"]))
+    columns["features"] = [as_json(one and one["features"]) for one in columns["features"]]
     ids, times = table.column("id").to_pylist(), times_of(table.column("time_ms").to_numpy())
     return [
         {"event_id": text(event), "event_time": time}
         | {name: column[row] for name, column in columns.items()}
         for row, (event, time) in enumerate(zip(ids, times, strict=True))
     ]
+
+
+def as_json(written: str | None) -> orjson.Fragment | None:
+    """What is kept as JSON, as a part of an answer."""
+    return None if written is None else orjson.Fragment(written)
 
 
 def times_of(times_ms: np.ndarray) -> list[str]:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pipelines.indexing.timelines import TimelineView, Within
 
 USER = "user_id"
-COLUMNS = tuple(field.name for field in INTERACTION if pa.types.is_string(field.type))
+COLUMNS = tuple(
+    field.name for field in INTERACTION if pa.types.is_string(field.type) and field.name != "payload"
+)
 """What events are told apart by: their fields that are texts."""
 
 MAX_USERS, MAX_PAIRS, MAX_VALUES = 1_000, 1_000, 1_000

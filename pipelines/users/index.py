@@ -33,8 +33,10 @@ INTERACTION = pa.schema(
         ("advertiser_id", pa.string()),
         ("category", pa.string()),
         ("view_type", pa.string()),
+        ("payload", pa.string()),
     ]
 )
+FEATURES = pa.schema([("features", pa.string())])
 
 COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])
 
@@ -42,7 +44,7 @@ COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])
 def interactions(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``user-interactions`` as events of their users."""
     return facts.frame(
-        rows,
+        rows.filter("content_hash IS NOT NULL"),
         family="interactions",
         identity=["user_id", "event_id"],
         key="user_id",
@@ -55,10 +57,26 @@ def interactions(rows: DataFrame, state: State) -> DataFrame:
     )
 
 
+def features(rows: DataFrame, state: State) -> DataFrame:
+    """Rows of ``user-interactions`` as what was found out later of their events."""
+    return facts.frame(
+        rows.filter("features_hash IS NOT NULL"),
+        family="features",
+        identity=["user_id", "event_id"],
+        key="user_id",
+        id="event_id",
+        time_ms=TIME_MS,
+        version=["version"],
+        is_deleted="is_deleted",
+        content_hash="features_hash",
+        payload=_struct(FEATURES),
+    )
+
+
 def counts(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``user-interactions`` as counts of their pins: one for the action, by hour; none without a pin."""
     return facts.frame(
-        rows,
+        rows.filter("content_hash IS NOT NULL"),
         family="counts",
         identity=["user_id", "event_id"],
         key="coalesce(pin_id, '')",  # what a tombstone, or an event without a pin, takes back, the fold knows
@@ -78,7 +96,10 @@ def _struct(schema: pa.Schema) -> str:
 
 USER_EVENTS = IndexSpec(
     name="user_events",
-    families=(Family("interactions", INTERACTION, STREAM, interactions),),
+    families=(
+        Family("interactions", INTERACTION, STREAM, interactions),
+        Family("features", FEATURES, STREAM, features),
+    ),
     read=Timeline(),
 )
 

@@ -261,7 +261,7 @@ def _statements(
 
 def event_statements(rows: DataFrame) -> DataFrame:
     """What accepted records of `user-interactions` say, as statements."""
-    (family,) = USER_EVENTS.families
+    family = USER_EVENTS.families[0]
     return _statements(
         rows,
         family,
