@@ -27,7 +27,7 @@ from pipelines.indexing.base import Manifest, read_manifest
 from pipelines.indexing.build import Meta, build
 from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indexing.versions import Versions
-from pipelines.indices import INDICES
+from pipelines.indices import INDICES, as_built
 from pipelines.recommend import registry
 
 SWAP_TIMEOUT_S = 300.0
@@ -84,7 +84,8 @@ def index_assets(spec: IndexSpec) -> list[dg.AssetsDefinition]:
             sources={**stands_on.sources, table.name: facts.snapshot.id},
         )
         shards = max(1, math.ceil(facts.snapshot.rows / platform.settings.build.shard_facts))
-        manifest = build(spec, facts.rows, versions.new_path(version), meta, shard_count=shards)
+        declared = as_built(platform.settings, spec)
+        manifest = build(declared, facts.rows, versions.new_path(version), meta, shard_count=shards)
         for name, snapshot_id in manifest.sources.items():
             lake.tag(platform.spark, name, snapshot_id, f"base-{version}")
         record_version(platform, version_row(manifest, "built"))

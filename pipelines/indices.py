@@ -7,7 +7,7 @@ package of its domain.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -20,12 +20,12 @@ from pipelines.indexing import delta
 from pipelines.indexing.freshness import Stages
 from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.replica import Follower, Replica
-from pipelines.indexing.spec import IndexSpec, NoState, State, check, lineage
+from pipelines.indexing.spec import IndexSpec, NoState, State, Sums, Timeline, check, limited, lineage
 from pipelines.indexing.streaming import HotStream
 from pipelines.indexing.versions import Versions
 from pipelines.pins.index import PINS
-from pipelines.settings import Settings
-from pipelines.users.index import PIN_COUNTS, USER_EVENTS
+from pipelines.settings import Settings, SettingsError
+from pipelines.users.index import DAY_MS, PIN_COUNTS, USER_EVENTS
 
 _STAGES = Stages("ad_id", (("event", "event_time"), ("updated", "committed_at")))
 
@@ -70,6 +70,30 @@ STATES: dict[str, Callable[[Settings], State]] = {
 def state(settings: Settings, stream: str) -> State:
     """What the transforms of a stream look up."""
     return STATES[stream](settings) if stream in STATES else NoState()
+
+
+def as_built(settings: Settings, spec: IndexSpec) -> IndexSpec:
+    """An index with the horizon and the count that the settings give its next bases.
+
+    Raises:
+        SettingsError: They name an index that has neither, or no whole number.
+    """
+    age_ms = getattr(spec.read, "age_ms", None)
+    days = _limits("horizon_days", settings.build.horizon_days, (Timeline, Sums)).get(spec.name)
+    count = _limits("newest_events", settings.build.newest_events, (Timeline,)).get(spec.name)
+    return limited(spec, age_ms if days is None else days * DAY_MS or None, count or None)
+
+
+def _limits(name: str, said: Mapping[str, str], kinds: tuple[type, ...]) -> dict[str, int]:
+    known = [index for index, spec in INDICES.items() if isinstance(spec.read, kinds)]
+    for index, value in said.items():
+        if index not in known or not value.isascii() or not value.isdigit():
+            raise SettingsError(
+                f"{index}: {value} is not allowed",
+                where=f"build.{name}",
+                remedy=f"give a whole number to some of {', '.join(known)}",
+            )
+    return {index: int(value) for index, value in said.items()}
 
 
 def topics(spec: IndexSpec) -> frozenset[str]:

@@ -154,6 +154,8 @@ class Build:
 
     shard_facts: int
     first_day: date
+    horizon_days: dict[str, str]
+    newest_events: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -179,18 +179,31 @@ def _check_access(spec: IndexSpec, access: Access) -> None:
 def lineage(spec: IndexSpec) -> str:
     """Fingerprint of an index's transforms and schemas: 12 hexadecimal digits.
 
+    A horizon and a count are no part of it: they say how much of the same facts a base keeps, and each base declares
+    its own.
+
     Comments and docstrings do not count, so that explaining a transform does not begin a new lineage. The whole
     module of a transform counts, because its helper functions do, and so do the modules of its own package that it
     imports.
     """
     described = {
         "name": spec.name,
-        "read": [type(spec.read).__name__, *map(str, spec.read)],
+        "read": [type(spec.read).__name__, *map(str, limited(spec, None, None).read)],
         "families": [
             [f.name, str(f.schema.remove_metadata()), f.stream, _code(f.transform)] for f in spec.families
         ],
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+
+
+def limited(spec: IndexSpec, age_ms: int | None, count: int | None) -> IndexSpec:
+    """The same index with another horizon, and of a timeline another count; Documents have neither."""
+    match spec.read:
+        case Timeline():
+            return spec._replace(read=spec.read._replace(age_ms=age_ms, count=count))
+        case Sums():
+            return spec._replace(read=spec.read._replace(age_ms=age_ms))
+    return spec
 
 
 def declaration(spec: IndexSpec) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 STREAM = "user_interactions"
-HOUR_MS = 3_600_000
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 TIME_MS = "coalesce(unix_millis(event_time), 0)"
 
 INTERACTION = pa.schema(
@@ -100,7 +100,7 @@ USER_EVENTS = IndexSpec(
         Family("interactions", INTERACTION, STREAM, interactions),
         Family("features", FEATURES, STREAM, features),
     ),
-    read=Timeline(),
+    read=Timeline(age_ms=90 * DAY_MS),
 )
 
 PIN_COUNTS = IndexSpec(
