@@ -561,6 +561,23 @@ OPS_LOSSES = TableSpec(
     owner="ingest",
 )
 
+OPS_TIMELINE_CORRECTIONS = TableSpec(
+    name="ops.timeline_corrections",
+    doc="how many facts a new base of a timeline corrected in what was served before, by cause",
+    columns=(
+        Column("at", "timestamp", "when it was counted", "UTC"),
+        Column("index", "string", "which index"),
+        Column("version", "string", "the base that corrected"),
+        Column("before", "string", "the base that was served until then"),
+        Column("family", "string", "column family"),
+        Column("cause", "string", "load, not_streamed, decided_otherwise or withdrawn"),
+        Column("facts", "bigint", "so many; 0 is counted too"),
+    ),
+    owner="indexing",
+    sorted_by=("at",),
+    retention_days=400,
+)
+
 OPS_REPLAYS = TableSpec(
     name="ops.replays",
     doc="a record that was sent again, and as what",
@@ -646,6 +663,7 @@ TABLES: dict[str, TableSpec] = {
         OPS_SERVED,
         OPS_ACCOUNT,
         OPS_LOSSES,
+        OPS_TIMELINE_CORRECTIONS,
         OPS_REPLAYS,
         OPS_LOADS,
         OPS_STORAGE,

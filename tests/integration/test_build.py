@@ -424,6 +424,10 @@ def test_the_next_build_has_what_came_since(world: World) -> None:
     assert all(after[name] > before[name] for name in INDICES)
     assert report.accounts["raw.user_interactions"]["rows"] == len(world.events) + len(more)
     require_answers(world.settings, [*world.events, *more], world.updates)
+    corrected = lake.read(world.spark, "ops.timeline_corrections").collect()
+    assert {row["version"] for row in corrected} == {after["user_events"]}
+    counted = {(row["family"], row["cause"]): row["facts"] for row in corrected if row["facts"]}
+    assert counted == {("interactions", "load"): 2}  # the third says what was said before
 
 
 @pytest.fixture(scope="module")

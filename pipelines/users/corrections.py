@@ -1,0 +1,149 @@
+"""What a new base of `user_events` corrected in what was served before it, counted by cause.
+
+Belongs here: the comparison of two bases and the delta between them. Does not belong here: when it is done (`assets`),
+and what is done about it.
+
+The streams say everything at once, but not everything: loads come to no stream, a stream may have been stopped, a
+contract may have learned. Until the next base, timelines lack that. What the base brought, which neither the base
+before it nor the delta after that had, is a correction:
+
+- `load`: it came with a load.
+- `not_streamed`: no epoch of the delta had read its record: the stream was stopped or behind, or Kafka had expired it.
+- `decided_otherwise`: an epoch had read the record, and made another fact of it or none: what a record means, or what
+  it was joined with, is known otherwise by now.
+- `withdrawn`: served before, and gone: a load that was undone, or a record that is refused by now.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipelines import index_rows, lake
+from pipelines.indexing import delta
+from pipelines.indexing.facts import VERSION_COLUMNS
+from pipelines.indexing.spec import IndexSpec
+from pipelines.indexing.versions import Versions
+from pipelines.users.index import USER_EVENTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import DataFrame, SparkSession
+
+    from pipelines.indexing.base import Manifest
+    from pipelines.indexing.delta import Marker
+    from pipelines.settings import Settings
+
+CAUSES = LOAD, NOT_STREAMED, DECIDED_OTHERWISE, WITHDRAWN = (
+    "load",
+    "not_streamed",
+    "decided_otherwise",
+    "withdrawn",
+)
+_RANK = (*VERSION_COLUMNS, "is_deleted", "content_hash")
+_FACT = ["identity_hash", *_RANK]
+
+
+def before(spark: SparkSession, settings: Settings, after: Manifest) -> Manifest | None:
+    """The base that was served before one; None where there was none, or it is gone, or it was counted already."""
+    counted_ones = lake.read(spark, lake.OPS_TIMELINE_CORRECTIONS.name)
+    if not counted_ones.filter(f"version = {lake.quoted(after.version)}").isEmpty():
+        return None
+    versions = lake.read(spark, lake.OPS_INDEX_VERSIONS.name)
+    published = versions.filter(f"`index` = {lake.quoted(after.index)} AND event = 'published'")
+    names = [row["version"] for row in published.orderBy("at").select("version").collect()]
+    earlier = [name for name in names if name != after.version]
+    held = {one.version: one for one in Versions(settings.paths.indices, after.index).manifests()}
+    return held.get(earlier[-1]) if earlier else None
+
+
+def counted(
+    spark: SparkSession, settings: Settings, before: Manifest, after: Manifest, spec: IndexSpec = USER_EVENTS
+) -> dict[tuple[str, str], int]:
+    """How many facts the base ``after`` corrected, by family and cause; those that are none are left out.
+
+    Args:
+        spark: The session.
+        settings: Where lake and deltas are.
+        before: Of the base that was served until then.
+        after: Of the base that took its place.
+        spec: Of the index: a timeline of events by user.
+    """
+    table = index_rows.table(spec).name
+    old, new = (lake.read(spark, table, manifest.sources[table]) for manifest in (before, after))
+    path = delta.table_path(settings.paths.delta, spec.name, before.lineage)
+    known = old.select(*_FACT)
+    if streamed := _streamed(spark, path):
+        known = known.unionByName(streamed.select(*_FACT))
+    brought = new.join(known, _FACT, "left_anti").select("family", "key", "id")
+    cause = _cause(delta.markers(path))
+    found: dict[tuple[str, str], int] = {}
+    for name, source in index_rows.inputs(spec).items():
+        rows = lake.read(spark, source, after.sources[source])
+        placed = rows.selectExpr(
+            "cast(user_id AS binary) AS key", "cast(event_id AS binary) AS id", f"{cause} AS cause"
+        )
+        of_family = brought.filter(f"family = '{name}'").join(placed, ["key", "id"])
+        found |= {(name, row["cause"]): row["count"] for row in of_family.groupBy("cause").count().collect()}
+    gone = old.join(new, ["identity_hash"], "left_anti").groupBy("family").count().collect()
+    return found | {(row["family"], WITHDRAWN): row["count"] for row in gone}
+
+
+def _streamed(spark: SparkSession, path: Path) -> DataFrame | None:
+    """The facts of a delta, as far as it still goes."""
+    if not (path / "_delta_log").exists():
+        return None
+    return spark.read.format("delta").load(str(path)).filter("marker IS NULL")
+
+
+def _cause(epochs: Iterable[Marker]) -> str:
+    """The cause of a curated row, as an expression of Spark SQL; ``epochs``: those that the delta has."""
+    read: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for marker in epochs:
+        for topic_id, partitions in marker.places.items():
+            for partition, spans in partitions.items():
+                read[topic_id, partition] += spans
+    is_read = " OR ".join(
+        f"(topic_id = {lake.quoted(topic_id)} AND `partition` = {partition}"
+        f" AND `offset` >= {start} AND `offset` < {end})"
+        for (topic_id, partition), spans in read.items()
+        for start, end in _joined(spans)
+    )
+    is_read = is_read or "false"
+    return (
+        f"CASE WHEN load_id IS NOT NULL THEN '{LOAD}' WHEN {is_read} THEN '{DECIDED_OTHERWISE}'"
+        f" ELSE '{NOT_STREAMED}' END"
+    )
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges [start, end) as the fewest that have the same offsets: epochs follow each other by the thousand."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found
+
+
+def rows(found: dict[tuple[str, str], int], before: Manifest, after: Manifest) -> list[dict[str, Any]]:
+    """Rows of `ops.timeline_corrections`: each family with each cause, also where there were none."""
+    families: Iterable[str] = (family.name for family in USER_EVENTS.families)
+    at = datetime.now(UTC)
+    return [
+        {
+            "at": at,
+            "index": after.index,
+            "version": after.version,
+            "before": before.version,
+            "family": family,
+            "cause": cause,
+            "facts": found.get((family, cause), 0),
+        }
+        for family in families
+        for cause in CAUSES
+    ]
