@@ -276,6 +276,13 @@ BUGS = (
         ("timeline",),
     ),
     Bug(
+        "what a further family says is taken for an event that is new",
+        "timelines:TimelineView.added",
+        "& (run.family[rows] == 0)",
+        "",
+        ("joined",),
+    ),
+    Bug(
         "a range says that it is whole, whatever was cut off",
         "timelines:TimelineView._within_cut",
         "is_complete.append(",

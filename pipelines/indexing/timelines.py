@@ -134,12 +134,13 @@ class TimelineView(RowsView):
     def added(self, key: bytes, since: int, columns: Sequence[str] | None = None) -> pa.Table | None:
         """What a timeline has gained since its ``last_fold`` was ``since``: the new events, newest first.
 
-        None where it is not only longer: something was edited or deleted, the index declares a count or further
-        families, or the overlay was begun anew. ``timeline`` tells then.
+        None where it is not only longer: something was edited or deleted, the index declares a count, the columns are
+        of further families too, or the overlay was begun anew. ``timeline`` tells then.
         """
         read = self.spec.read
         assert isinstance(read, Timeline)
-        if read.count is not None or len(self.spec.families) > 1:
+        families = {family.name for family in self.spec.families[1:]}
+        if read.count is not None or (families if columns is None else families.intersection(columns)):
             return None
         kinds, hashed, horizon = self._kinds(columns), hash_keys([key]), self.base.horizon_from_ms
         is_continued = since == NO_FOLD
@@ -148,7 +149,7 @@ class TimelineView(RowsView):
             rows = run.rows_of(hashed)[0]
             folds = run.origins.fold[rows]
             is_continued |= bool((folds == since).any())
-            rows = rows[folds > since]
+            rows = rows[(folds > since) & (run.family[rows] == 0)]
             if not len(rows):
                 continue
             if run.is_deleted[rows].any() or not run.origins.is_addition[rows].all():

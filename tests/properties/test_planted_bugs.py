@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ READS: dict[str, Any] = {
     "documents": test_documents,
     "search": test_search,
     "timeline": test_timeline,
+    "joined": SimpleNamespace(HISTORIES=test_timeline.JOINED_HISTORIES, run=test_timeline.run_joined),
     "sums": test_sums,
 }
 

@@ -96,6 +96,7 @@ def test_a_whole_event() -> None:
         "value_usd_micros": 0,
         "surface": "home",
         **about,
+        **dict.fromkeys(("payload", "features", "features_hash")),
     }
 
 

@@ -35,7 +35,10 @@ def test_every_family_has_an_input_and_the_tables_are_those_of_its_stream() -> N
         "offer": "curated.pins_offer",
         "embedding": "features.pin_vectors",
     }
-    assert set(index_rows.inputs(INDICES["user_events"]).values()) == {"curated.user_interactions"}
+    assert index_rows.inputs(INDICES["user_events"]) == {
+        "interactions": "curated.user_interactions",
+        "features": "curated.event_features",
+    }
     assert set(index_rows.inputs(INDICES["pin_counts"]).values()) == {"curated.user_interactions"}
 
 
