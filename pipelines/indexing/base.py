@@ -6,7 +6,7 @@ bringing base and delta together is ``rows``' and ``sums``'.
 Layout of ``indices/<index>/<version>/``: ``manifest.json`` and a folder a shard. Indices that are read as
 ``Documents`` or ``Timeline`` are sharded by key and hold
   ``keys``            sorted look-up hash and check of each key; start and end of its rows in each family
-  ``rows-<family>``   live facts by (key, time, id): key, id, time_ms, payload
+  ``rows-<family>``   live facts by (key, time, id): key, id, time_ms, payload; of timelines without the key, and packed
   ``identities``      the rank of every identity, live, deleted or truncated, and its row (-1: not live)
   ``floors``          for each truncated key the (time, id) of the oldest event that is still there
 ``Sums`` hold ``keys`` and ``buckets`` by key, and ``identities`` with their contribution by identity.
@@ -28,6 +28,7 @@ from pipelines.indexing import position as positions
 from pipelines.indexing.facts import Hashes
 from pipelines.indexing.files import BrokenArtifact, FileEntry, large_type, map_table, numbers, verify
 from pipelines.indexing.merge import Ranks
+from pipelines.indexing.packing import value_type
 from pipelines.indexing.position import Position
 from pipelines.indexing.spec import BadSpec, Family, IndexSpec, Sums, read_as
 
@@ -220,7 +221,7 @@ def _payload_columns(family: Family, rows: dict[str, pa.Array]) -> dict[str, pa.
         column = rows.get(f"payload.{field.name}")
         if column is None:
             column = pa.nulls(count, kind)
-        found[field.name] = column if column.type == kind else column.cast(kind)
+        found[field.name] = column if value_type(column) == kind else column.cast(kind)
     return found
 
 

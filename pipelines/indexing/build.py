@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import TidemarkError
-from pipelines.indexing import access, base
+from pipelines.indexing import access, base, packing
 from pipelines.indexing import facts as fact
 from pipelines.indexing.base import MANIFEST, Manifest, Shard
 from pipelines.indexing.facts import VERSION_COLUMNS, Hashes, hashes, payload_column
@@ -367,6 +367,9 @@ def _row_columns(spec: IndexSpec, family: str, rows: pa.Table) -> dict[str, Any]
     fields = {
         f"payload.{field.name}": pc.struct_field(payload, field.name) for field in spec.family(family).schema
     }
+    if isinstance(spec.read, Timeline):
+        packed = {name: packing.packed(column) for name, column in fields.items()}
+        return {"id": packing.packed_ids(rows.column("id")), "time_ms": rows.column("time_ms")} | packed
     return {name: rows.column(name) for name in ("key", "id", "time_ms")} | fields
 
 

@@ -111,4 +111,5 @@ def large_type(kind: pa.DataType) -> pa.DataType:
 
 def _large(column: Any) -> pa.ChunkedArray | pa.Array:
     array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
-    return array.cast(large_type(array.type))
+    kind = large_type(array.type)
+    return array if array.type == kind else array.cast(kind)

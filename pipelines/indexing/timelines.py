@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipelines.indexing import facts as fact
 from pipelines.indexing.base import RowsShard
 from pipelines.indexing.facts import Hashes, hash_keys
+from pipelines.indexing.packing import taken
 from pipelines.indexing.rows import NO_FOLD, NO_ROWS, RowsView, spans
 from pipelines.indexing.spec import Timeline
 
@@ -265,13 +266,8 @@ def first_at(
 
 
 def _picked(columns: Mapping[str, pa.Array], rows: np.ndarray, kinds: dict[str, pa.DataType]) -> pa.Table:
-    """Rows of some columns; base files have 64-bit offsets, answers do not."""
-    at = pa.array(rows)
-    picked = {}
-    for name, kind in kinds.items():
-        column = columns[name].take(at)
-        picked[name] = column if column.type == kind else column.cast(kind)
-    return pa.table(picked)
+    """Rows of some columns; base files are packed and have 64-bit offsets, answers are not and do not."""
+    return pa.table({name: taken(columns[name], rows, kind) for name, kind in kinds.items()})
 
 
 def _newest_first(older: list[pa.Table], recent: list[pa.Table], kinds: dict[str, pa.DataType]) -> pa.Table:
