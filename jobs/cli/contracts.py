@@ -71,5 +71,26 @@ def forget(topic: Topic, path: Path, as_json: Json = False) -> None:
         console.say(f"{field.path} is no column from {_time(field.since_ms)} on")
 
 
+@contracts_app.command("payloads")
+def payloads(as_json: Json = False) -> None:
+    """Read the schemas of conf/payloads/, and list what payloads and features may say; an error says what is wrong."""
+    from pipelines.contracts.payloads import declared, rule
+
+    schemas = [(number, one) for of in declared().values() for number, one in enumerate(of, 1)]
+    if as_json:
+        plain = [
+            {**one._asdict(), "number": number, "fields": [f._asdict() for f in one.fields.values()]}
+            for number, one in schemas
+        ]
+        console.emit_json({"schemas": plain})
+        return
+    rows = [
+        (one.about, str(number), _time(one.since_ms), one.owner, field.name, rule(field), field.doc)
+        for number, one in schemas
+        for field in one.fields.values()
+    ]
+    console.table("payloads", ("about", "", "since", "owner", "field", "what it may be", ""), rows)
+
+
 def _time(at_ms: int | None) -> str:
     return "" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC):%FT%TZ}"

@@ -252,7 +252,7 @@ def _require_kept(found: Mapping[str, Any], name: str, schema: Schema) -> None:
         if value is not None:
             _require_fit(value, f"{name}.{field.name}", field)
         elif field.is_required:
-            raise missing(f"{name}.{field.name}", _rule(field))
+            raise missing(f"{name}.{field.name}", rule(field))
 
 
 def _require_fit(value: Any, path: str, field: Field) -> None:
@@ -261,31 +261,31 @@ def _require_fit(value: Any, path: str, field: Field) -> None:
             raise wrong_type(value, path, "true or false, or absent")
     elif field.type in ("integer", "number"):
         if type(value) is not int and (field.type == "integer" or type(value) is not float):
-            raise wrong_type(value, path, _rule(field))
+            raise wrong_type(value, path, rule(field))
         if not field.least <= value <= field.most:
-            raise Refused("out_of_range", f"{path} is {value}; it must be {_rule(field)}", path)
+            raise Refused("out_of_range", f"{path} is {value}; it must be {rule(field)}", path)
     elif field.type == "text":
         _require_text(value, path, field)
     else:
         if type(value) is not list or len(value) > field.most_texts:
-            raise wrong_type(value, path, _rule(field))
+            raise wrong_type(value, path, rule(field))
         for place, one in enumerate(value):
             _require_text(one, f"{path}[{place}]", field)
 
 
 def _require_text(value: Any, path: str, field: Field) -> None:
     if type(value) is not str:
-        raise wrong_type(value, path, _rule(field))
+        raise wrong_type(value, path, rule(field))
     if field.one_of and value not in field.one_of:
-        raise Refused("out_of_range", f"{path} is {value[:60]!r}; it must be {_rule(field)}", path)
+        raise Refused("out_of_range", f"{path} is {value[:60]!r}; it must be {rule(field)}", path)
     if (size := len(value.encode())) > field.most_bytes:
-        raise Refused("too_long", f"{path} has {size} bytes; it must be {_rule(field)}", path)
+        raise Refused("too_long", f"{path} has {size} bytes; it must be {rule(field)}", path)
     if "\x00" in value:
         raise Refused("nul_character", f"{path} holds the character NUL; it is not allowed in a text", path)
 
 
-def _rule(field: Field) -> str:
-    """What a field may be, in words."""
+def rule(field: Field) -> str:
+    """What a field may be, in words: `an integer from 1 to 9`."""
     if field.type == "boolean":
         return "true or false"
     if field.type in ("integer", "number"):

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pipelines import logs, tracing
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode
+from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode, payloads
 from pipelines.ingest import http
 from pipelines.ingest.evolution import Known
 from pipelines.ingest.http import MAX_BODY_BYTES, RETRY_AFTER_S
@@ -239,6 +239,7 @@ def main() -> None:
     """Serve until the process is told to end."""
     logs.configure("collector")
     settings = load()
+    payloads.declared()  # a schema that cannot be read is told now, and not by the first event
     host, port = settings.collector.host, settings.collector.port
     uvicorn.run(
         create_app(settings), host=host, port=port, log_config=None, log_level="warning", access_log=False

@@ -21,6 +21,7 @@ from jobs.cli import data, shared
 from pipelines.ads import repository, updater
 from pipelines.ads.repository import Update
 from pipelines.ads.updater import Event
+from pipelines.contracts import payloads
 from pipelines.settings import ROOT, Settings
 from pipelines.users import sequence_files
 
@@ -370,3 +371,18 @@ def test_sequences_are_listed_checked_and_published(tmp_path: Path, monkeypatch:
     (problem,) = told("check")["problems"]
     assert problem["where"] == str(declared)
     assert told() == {"sequences": [], "problems": [problem]}
+
+
+def test_the_schemas_of_payloads_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = run.invoke(shared.app, ["contracts", "payloads", "--json"])
+    assert shown.exit_code == 0
+    schemas = {one["about"]: one for one in json.loads(shown.stdout)["schemas"]}
+    assert {"name": "dwell_ms", "type": "integer"}.items() <= schemas["view"]["fields"][0].items()
+    listed = run.invoke(shared.app, ["contracts", "payloads"])
+    assert "dwell_ms" in listed.stdout
+
+    (tmp_path / "view.yaml").write_text("about: view")
+    read = payloads.declared
+    monkeypatch.setattr(payloads, "declared", lambda: read(tmp_path))
+    with pytest.raises(payloads.BadSchema, match="it has other fields"):
+        run.invoke(shared.app, ["contracts", "payloads"], catch_exceptions=False)
