@@ -31,6 +31,7 @@ BY_GROUP = {
     "index": BUILT,
     "base": BUILT,
     "published": BUILT,
+    "corrected": BUILT,
     "explore": BUILT,
     maintenance.GROUP: HOURLY,
     ads.GROUP: DAILY,

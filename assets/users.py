@@ -12,11 +12,14 @@ from pipelines.indexing.versions import Versions
 from pipelines.users import corrections
 from pipelines.users.index import USER_EVENTS
 
+CORRECTED = "corrected"
+"""The group of what follows when a base was published."""
+
 
 @dg.asset(
     key=key(lake.OPS_TIMELINE_CORRECTIONS.name),
     deps=[["published", USER_EVENTS.name]],
-    group_name="published",
+    group_name=CORRECTED,
     description=lake.OPS_TIMELINE_CORRECTIONS.doc,
     kinds={"iceberg", "spark"},
     automation_condition=AFTER_UPSTREAM,
@@ -38,3 +41,6 @@ def timeline_corrections(platform: dg.ResourceParam[Platform]) -> dg.Materialize
     return dg.MaterializeResult(
         metadata={"facts": sum(found.values()), "by_cause": dg.JsonMetadataValue(by_cause)}
     )
+
+
+user_assets = [timeline_corrections]

@@ -228,13 +228,17 @@ def _selected(indices: list[str], is_published: bool, after_curated: bool) -> dg
     """What a build makes; None: all that there is."""
     import dagster as dg
 
+    from assets.users import CORRECTED
     from pipelines.indices import INDICES
 
     if set(indices) == set(INDICES) and is_published and not after_curated:
         return None
-    chosen = dg.AssetSelection.assets(*[[_last(is_published), name] for name in indices])
+    chosen: dg.AssetSelection = dg.AssetSelection.assets(*[[_last(is_published), name] for name in indices])
+    if is_published:
+        chosen |= chosen.downstream(depth=1) & dg.AssetSelection.groups(CORRECTED)
+    needed = chosen.upstream().required_multi_asset_neighbors()
     before = ("raw", "curated") if after_curated else ()
-    return chosen.upstream() - dg.AssetSelection.groups(*before)
+    return needed - dg.AssetSelection.groups(*before)
 
 
 def _last(is_published: bool) -> str:

@@ -24,6 +24,7 @@ from assets.platform import Platform
 from assets.raw import raw_assets
 from assets.repo import repo_assets
 from assets.streams import stream_assets
+from assets.users import user_assets
 from assets.views import view_assets
 from jobs.ads_jobs import ads_refresh
 from jobs.lag import stream_lag
@@ -44,7 +45,15 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     configured = settings.load()
     days = backfill_assets(configured.build.first_day)
     told = [lineage_sensor(configured)] if configured.openlineage.url else []
-    layers = (raw_assets, curated_assets, model_assets, feature_assets, repo_assets, all_index_assets)
+    layers = (
+        raw_assets,
+        curated_assets,
+        model_assets,
+        feature_assets,
+        repo_assets,
+        all_index_assets,
+        user_assets,
+    )
     built = [*itertools.chain(*layers), *view_assets]
     return dg.Definitions(
         assets=[

@@ -185,13 +185,16 @@ def grow(settings: Settings, spec: lake.TableSpec, contract: Contract) -> None:
     if table is None:
         return
     declared = {column.name for column in lake.TABLES[spec.name].columns}
+    schema = table.schema()
+    there = set(schema.column_names)
+    mine = there | {
+        column.name for column in spec.columns
+    }  # a record's own fields are columns of one of its tables
     wanted = {
         path: field.type
         for path, field in learned.newest(contract.fields).items()
-        if path.rpartition(".")[0] in ("", *declared)
+        if path.rpartition(".")[0] in declared or path in mine
     }
-    schema = table.schema()
-    there = set(schema.column_names)
     gone = [path for path in wanted if path in there and schema.find_type(path) != _ICEBERG.get(wanted[path])]
     missing = [path for path, kind in wanted.items() if kind and (path in gone or path not in there)]
     if gone:
