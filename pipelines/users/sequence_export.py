@@ -28,9 +28,9 @@ from pipelines.ingest import evolution
 from pipelines.lake import Column, TableSpec
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
-from pipelines.users.index import TIME_MS, USER_EVENTS
+from pipelines.users.index import TIME_MS
 from pipelines.users.sequence_files import meaning
-from pipelines.users.sequence_history import as_of, families_read, list_type
+from pipelines.users.sequence_history import EVENTS, as_of, families_read, list_type
 from pipelines.users.sequences import ENRICHMENTS, BadDefinition, Definition
 
 if TYPE_CHECKING:
@@ -262,15 +262,14 @@ def _statements(
 
 def event_statements(rows: DataFrame) -> DataFrame:
     """What accepted records of `user-interactions` say, as statements."""
-    (family,) = USER_EVENTS.families
     return _statements(
         rows,
-        family,
+        EVENTS,
         key="user_id",
         id="event_id",
         time_ms=TIME_MS,
         content_hash="content_hash",
-        said=family.schema.names,
+        said=EVENTS.schema.names,
     )
 
 
