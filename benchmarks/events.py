@@ -17,11 +17,13 @@ from pipelines.indexing import build
 from pipelines.indexing.base import read_manifest
 from pipelines.indexing.build import Meta
 from pipelines.indexing.position import EMPTY
-from pipelines.indexing.spec import IndexSpec, lineage
+from pipelines.indexing.spec import IndexSpec, NoState, lineage
 from pipelines.indexing.versions import Versions
 from pipelines.pins.index import PINS, catalogue, offer
 from pipelines.settings import Settings
 from pipelines.users.index import USER_EVENTS, interactions
+from pipelines.users.indexed import RELATION
+from pipelines.users.relations import RELATIONS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -124,6 +126,15 @@ def pins(spark: SparkSession, given: Population) -> DataFrame:
     return known.select(*[F.expr(what).alias(name) for name, what in columns.items()])
 
 
+def with_pins(events: DataFrame, given: Population) -> DataFrame:
+    """Events as a build reads them: with what was known of their pins."""
+    tables = {
+        f"curated.pins_{family}": pins(events.sparkSession, given).filter(f"{family}_hash IS NOT NULL")
+        for family in ("catalogue", "offer")
+    }
+    return RELATIONS[RELATION](events, tables.__getitem__)
+
+
 def serve(settings: Settings, given: Population, *, with_parquet: bool) -> Built:
     """Build the timelines of events, and their pins, and publish both."""
     from pipelines.spark import session
@@ -137,7 +148,7 @@ def serve(settings: Settings, given: Population, *, with_parquet: bool) -> Built
             pins(spark, given).write.mode("overwrite").parquet(str(pins_parquet))
         say(f"{given.events:,} events of {given.users:,} users: building their timelines")
         began = time.perf_counter()
-        facts = interactions(rows(spark, given), None)  # type: ignore[arg-type]
+        facts = interactions(with_pins(rows(spark, given), given), NoState())
         shards = max(1, math.ceil(given.events / settings.build.shard_facts))
         path = _publish(settings, USER_EVENTS, facts, shards)
         seconds = round(time.perf_counter() - began, 1)

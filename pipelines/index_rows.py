@@ -11,13 +11,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.ads.relations import READS, RELATIONS
+from pipelines.ads import relations as of_ads
 from pipelines.curate import SOURCES
 from pipelines.errors import TidemarkError
 from pipelines.indexing import facts
 from pipelines.indexing.position import EMPTY, Position, from_text
-from pipelines.indexing.spec import Family, IndexSpec
+from pipelines.indexing.spec import Family, IndexSpec, looked_up
 from pipelines.lake import DUMP_ID, MAX_BROKER_TIME_MS, POSITION, Column, Snapshot, TableSpec, columns_of
+from pipelines.users import relations as of_users
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -52,8 +53,10 @@ FACT_DOCS = {
 
 DUMPED = {"ads_control": "repo.ads", "ads_content": "repo.ads"}
 """Stream of keys → the table whose rows are what it would look up, for streams whose records are no more than keys."""
-BESIDE = {"repo.ads": READS}
+BESIDE = {"repo.ads": of_ads.READS}
 """Table → those that relations join to its rows: a build pins them with it."""
+RELATIONS = {**of_ads.RELATIONS, **of_users.RELATIONS}
+"""Relation → how a batch joins it to rows."""
 
 
 class NoInput(TidemarkError):
@@ -158,14 +161,18 @@ def inputs(spec: IndexSpec) -> dict[str, str]:
 
 def reads(spec: IndexSpec) -> list[str]:
     """Every table that a build of the index reads: the inputs of its families, and what relations join to them."""
-    found = (name for table in inputs(spec).values() for name in (table, *BESIDE.get(table, ())))
+    found = [name for table in inputs(spec).values() for name in (table, *BESIDE.get(table, ()))]
+    found += [name for f in spec.families for relation in f.looks_up for name in of_users.READS[relation]]
     return list(dict.fromkeys(found))
 
 
 def rows(spec: IndexSpec, read: Callable[[str], DataFrame]) -> DataFrame:
     """The facts of every family, through the one transform that the streams use too, in the columns of the table."""
     state = TableState(read)
-    parts = [family.transform(read(table_name), state) for family, table_name in _with_inputs(spec)]
+    parts = [
+        family.transform(looked_up(family, read(table_name), state), state)
+        for family, table_name in _with_inputs(spec)
+    ]
     united = functools.reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), parts)
     return united.select(*[field.name for field in facts.schema(spec)])
 
@@ -206,8 +213,11 @@ def standing(spec: IndexSpec, snapshots: Mapping[str, Snapshot]) -> Standing:
             cut = from_text(said[POSITION]) if POSITION in said else EMPTY
             by_stream.setdefault(family.stream, []).append(cut)
     cuts = [functools.reduce(lesser, positions) for positions in by_stream.values()]
-    times = [
-        int(s.summary[MAX_BROKER_TIME_MS]) for s in snapshots.values() if MAX_BROKER_TIME_MS in s.summary
+    aside = {name for f in spec.families for relation in f.looks_up for name in of_users.READS[relation]}
+    times = [  # of what is looked up nothing follows: no event is newer for it
+        int(s.summary[MAX_BROKER_TIME_MS])
+        for name, s in snapshots.items()
+        if MAX_BROKER_TIME_MS in s.summary and name not in aside
     ]
     return Standing(
         cut=functools.reduce(Position.merge, cuts, EMPTY),

@@ -26,6 +26,8 @@ from pipelines.indexing.versions import Versions
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings, SettingsError
 from pipelines.users.index import DAY_MS, PIN_COUNTS, USER_EVENTS
+from pipelines.users.index import STREAM as EVENTS_STREAM
+from pipelines.users.relations import PinsState
 
 _STAGES = Stages("ad_id", (("event", "event_time"), ("updated", "committed_at")))
 
@@ -60,10 +62,13 @@ STREAMS: dict[str, HotStream] = {
         _keys(CONTENT_STREAM, ads_keys.CONTENT, ads_keys.CONTENT_BACKFILL),
     )
 }
+ADS_STREAMS = (CONTROL_STREAM, CONTENT_STREAM)
 STATES: dict[str, Callable[[Settings], State]] = {
-    name: lambda settings: RepositoryState(repository.opened(settings))
-    for name in (CONTROL_STREAM, CONTENT_STREAM)
+    name: lambda settings: RepositoryState(repository.opened(settings)) for name in ADS_STREAMS
 }
+STATES[EVENTS_STREAM] = lambda settings: PinsState(
+    Versions(settings.paths.indices, PINS.name).pointer, functools.partial(overlay, settings, PINS.name)
+)
 """Stream → what its transforms look up, for those that do."""
 
 

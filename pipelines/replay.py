@@ -23,7 +23,7 @@ from pipelines.contracts import Contract, frames
 from pipelines.errors import TidemarkError
 from pipelines.indexing import facts
 from pipelines.indexing.position import EMPTY, Position, merge_all, topic_name
-from pipelines.indexing.spec import IndexSpec
+from pipelines.indexing.spec import IndexSpec, looked_up
 from pipelines.indices import INDICES, topics
 from pipelines.ingest import evolution
 from pipelines.ingest.producer import Delivery, Producer
@@ -220,7 +220,8 @@ def _facts(
     state = index_rows.TableState(lambda name: lake.read(spark, name))
     of_topic = [family for family in spec.families if family.stream == contract.name]
     for family in of_topic:
-        made = family.transform(accepted, state).dropDuplicates().alias("made")
+        given = looked_up(family, accepted, state)
+        made = family.transform(given, state).dropDuplicates().alias("made")
         said = ["key", "id", "time_ms", "amounts", facts.payload_column(family.name)]
         said = [name for name in said if name in made.columns]
         rank = {side: f"struct({', '.join(f'{side}.{name}' for name in _RANK)})" for side in ("made", "base")}

@@ -20,6 +20,7 @@ from pipelines.indexing.access import Filter
 from pipelines.indexing.base import Places, RowsShard
 from pipelines.indexing.changed import Changed, Part, number_columns
 from pipelines.indexing.facts import Hashes, hash_keys, identity_bytes
+from pipelines.indexing.merge import Ranks
 from pipelines.indexing.position import Position
 from pipelines.indexing.rows import RowsView, Run, above, without
 from pipelines.indexing.spec import Documents, IndexSpec, Inverted, Vector
@@ -132,12 +133,18 @@ class DocumentsView(RowsView):
         Returns:
             int64[n, 4].
         """
+        return self.ranks(family, keys).versions
+
+    def ranks(self, family: str, keys: Sequence[bytes]) -> Ranks:
+        """The rank at which a family of each key stands, its deletion's too; zeros where nothing is known of it."""
         named = self.spec.family(family).name.encode()
         identities = hash_keys([identity_bytes([named, key]) for key in keys])  # a family has one fact a key
-        found = self.base.identities(identities, hash_keys(keys)).ranks.versions
+        found = self.base.identities(identities, hash_keys(keys)).ranks
         for run in self.runs:  # oldest first: a newer run outranks
             at = run.find(identities)
-            found[at >= 0] = run.ranks.versions[at[at >= 0]]
+            known, rows = at >= 0, at[at >= 0]
+            for mine, theirs in zip(found, run.ranks, strict=True):
+                mine[known] = theirs[rows]
         return found
 
     def values(self, family: str, columns: Sequence[str], keys: Sequence[bytes]) -> list[list[Any]]:

@@ -52,6 +52,7 @@ class Family(NamedTuple):
 
     ``takes_arrow``: whether the transform takes an Arrow table as well as a DataFrame, and gives the same kind. A
     stream then runs it in its own process: a job of Spark's costs more than the few rows of an epoch.
+    ``looks_up``: relations whose columns the rows must have before the transform is given them; see `looked_up`.
     """
 
     name: str
@@ -59,6 +60,17 @@ class Family(NamedTuple):
     stream: str | None
     transform: Callable[[Any, State], Any]
     takes_arrow: bool = False
+    looks_up: tuple[str, ...] = ()
+
+
+def looked_up(family: Family, rows: Any, state: State) -> Any:
+    """Rows with what the relations that a family looks up say of them: what its transform is given.
+
+    In a stream they are an Arrow table still, so that a look-up costs no job of Spark's.
+    """
+    for name in family.looks_up:
+        rows = state.look_up(name, rows)
+    return rows
 
 
 class Documents(NamedTuple):

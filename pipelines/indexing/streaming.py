@@ -32,7 +32,7 @@ from pipelines.indexing.delta import DeltaWriter, Marker
 from pipelines.indexing.files import replace_text
 from pipelines.indexing.freshness import Stages, measured
 from pipelines.indexing.position import EMPTY, Position
-from pipelines.indexing.spec import Family, IndexSpec, NoState, State, lineage
+from pipelines.indexing.spec import Family, IndexSpec, NoState, State, lineage, looked_up
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -387,10 +387,15 @@ class HotStreamRun:
         if not rows.num_rows:
             return fact.schema(spec).empty_table()
         mine = [family for family in spec.families if family.stream == self.stream.name]
-        frame = None if all(family.takes_arrow for family in mine) else spark.createDataFrame(rows)
+        is_whole = all(family.takes_arrow or family.looks_up for family in mine)
+        frame = None if is_whole else spark.createDataFrame(rows)
         parts = []
         for family in mine:
-            made = family.transform(rows if family.takes_arrow else frame, self._state)
+            given = rows if family.takes_arrow else frame
+            if family.looks_up:
+                given = looked_up(family, rows, self._state)
+                given = given if family.takes_arrow else spark.createDataFrame(given)
+            made = family.transform(given, self._state)
             whole = made if family.takes_arrow else self._with_nulls(spec, family, made).toArrow()
             parts.append(fact.conform(whole, spec))
         return pa.concat_tables(parts)

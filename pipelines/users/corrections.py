@@ -9,8 +9,9 @@ before it nor the delta after that had, is a correction:
 
 - `load`: it came with a load.
 - `not_streamed`: no epoch of the delta had read its record: the stream was stopped or behind, or Kafka had expired it.
-- `decided_otherwise`: an epoch had read the record, and made another fact of it or none: what a record means, or what
-  it was joined with, is known otherwise by now.
+- `joined_anew`: the event was known; what it was joined with has another version by now.
+- `decided_otherwise`: an epoch had read the record, and made another fact of it or none: what a record means is known
+  otherwise by now.
 - `withdrawn`: served before, and gone: a load that was undone, or a record that is refused by now.
 """
 
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
     from pipelines.indexing.delta import Marker
     from pipelines.settings import Settings
 
-CAUSES = LOAD, NOT_STREAMED, DECIDED_OTHERWISE, WITHDRAWN = (
+CAUSES = LOAD, NOT_STREAMED, JOINED_ANEW, DECIDED_OTHERWISE, WITHDRAWN = (
     "load",
     "not_streamed",
+    "joined_anew",
     "decided_otherwise",
     "withdrawn",
 )
+_OWN, _JOINED = VERSION_COLUMNS[:2], VERSION_COLUMNS[2:]  # as `indexed` says: the event's, then its pin's
 _RANK = (*VERSION_COLUMNS, "is_deleted", "content_hash")
 _FACT = ["identity_hash", *_RANK]
 
@@ -78,7 +81,7 @@ def counted(
     known = old.select(*_FACT)
     if streamed := _streamed(spark, path):
         known = known.unionByName(streamed.select(*_FACT))
-    brought = new.join(known, _FACT, "left_anti").select("family", "key", "id")
+    brought = _with_joins(new.join(known, _FACT, "left_anti"), known)
     cause = _cause(delta.markers(path))
     found: dict[tuple[str, str], int] = {}
     for name, source in index_rows.inputs(spec).items():
@@ -87,9 +90,21 @@ def counted(
             "cast(user_id AS binary) AS key", "cast(event_id AS binary) AS id", f"{cause} AS cause"
         )
         of_family = brought.filter(f"family = '{name}'").join(placed, ["key", "id"])
-        found |= {(name, row["cause"]): row["count"] for row in of_family.groupBy("cause").count().collect()}
+        told = of_family.selectExpr(f"CASE WHEN is_joined_anew THEN '{JOINED_ANEW}' ELSE cause END AS cause")
+        found |= {(name, row["cause"]): row["count"] for row in told.groupBy("cause").count().collect()}
     gone = old.join(new, ["identity_hash"], "left_anti").groupBy("family").count().collect()
     return found | {(row["family"], WITHDRAWN): row["count"] for row in gone}
+
+
+def _with_joins(brought: DataFrame, known: DataFrame) -> DataFrame:
+    """Family, key and id of facts, and whether what was known differs in no more than what it was joined with."""
+    same = ["identity_hash", *_OWN, "is_deleted"]
+    joined = known.selectExpr(*same, f"struct({', '.join(_JOINED)}) AS was").distinct()
+    is_anew = f"coalesce(bool_or(was != struct({', '.join(_JOINED)})), false) AS is_joined_anew"
+    told = brought.join(joined, same, "left").groupBy("family", "key", "id", *_JOINED)
+    from pyspark.sql import functions as F
+
+    return told.agg(F.expr(is_anew))
 
 
 def _streamed(spark: SparkSession, path: Path) -> DataFrame | None:

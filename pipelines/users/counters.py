@@ -16,15 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.users.index import INTERACTION
+from pipelines.users.index import OWN
 
 if TYPE_CHECKING:
     from pipelines.indexing.timelines import TimelineView, Within
 
 USER = "user_id"
-COLUMNS = tuple(
-    field.name for field in INTERACTION if pa.types.is_string(field.type) and field.name != "payload"
-)
+COLUMNS = tuple(field.name for field in OWN if pa.types.is_string(field.type) and field.name != "payload")
 """What events are told apart by: their fields that are texts."""
 
 MAX_USERS, MAX_PAIRS, MAX_VALUES = 1_000, 1_000, 1_000

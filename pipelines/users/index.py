@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipelines.contracts import ACTIONS
 from pipelines.indexing import facts
 from pipelines.indexing.spec import Family, IndexSpec, State, Sums, Timeline
+from pipelines.users.indexed import CONTENT_HASH, INDEXED, RELATION, VERSION
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -34,15 +35,19 @@ INTERACTION = pa.schema(
         ("category", pa.string()),
         ("view_type", pa.string()),
         ("payload", pa.string()),
+        *INDEXED,
     ]
 )
+"""What an event says, and what was known of its pin when it was indexed."""
+OWN = pa.schema([field for field in INTERACTION if field.name not in INDEXED.names])
+"""What an event says itself."""
 FEATURES = pa.schema([("features", pa.string())])
 
 COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])
 
 
 def interactions(rows: DataFrame, state: State) -> DataFrame:
-    """Rows of ``user-interactions`` as events of their users."""
+    """Rows of ``user-interactions``, with their pins looked up, as events of their users."""
     return facts.frame(
         rows.filter("content_hash IS NOT NULL"),
         family="interactions",
@@ -50,9 +55,9 @@ def interactions(rows: DataFrame, state: State) -> DataFrame:
         key="user_id",
         id="event_id",
         time_ms=TIME_MS,
-        version=["version"],
+        version=VERSION,
         is_deleted="is_deleted",
-        content_hash="content_hash",
+        content_hash=CONTENT_HASH,
         payload=_struct(INTERACTION),
     )
 
@@ -97,7 +102,7 @@ def _struct(schema: pa.Schema) -> str:
 USER_EVENTS = IndexSpec(
     name="user_events",
     families=(
-        Family("interactions", INTERACTION, STREAM, interactions),
+        Family("interactions", INTERACTION, STREAM, interactions, looks_up=(RELATION,)),
         Family("features", FEATURES, STREAM, features),
     ),
     read=Timeline(age_ms=90 * DAY_MS),

@@ -28,13 +28,14 @@ from pipelines.ingest import evolution
 from pipelines.lake import Column, TableSpec
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
-from pipelines.users.index import TIME_MS, USER_EVENTS
+from pipelines.users.index import TIME_MS
 from pipelines.users.sequence_files import meaning
-from pipelines.users.sequence_history import as_of, families_read, list_type
+from pipelines.users.sequence_history import EVENTS, as_of, families_read, list_type
 from pipelines.users.sequences import ENRICHMENTS, BadDefinition, Definition
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.pandas.group_ops import PandasCogroupedOps
 
 SEQUENCE = "tidemark.sequence"
 """In a commit's summary: name, version and meaning of the sequence, as JSON."""
@@ -102,7 +103,7 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
     }
     raw = {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
     events, updates = (
-        _accepted(spark, settings, contract, raw.get(contract.raw_table), counted.newest_ms)
+        accepted(spark, settings, contract, raw.get(contract.raw_table), counted.newest_ms)
         for contract in (USER_INTERACTIONS, PIN_UPDATES)
     )
     rows_at_most = sum(snapshot.rows for snapshot in raw.values()) + counted.rows * definition.max_length
@@ -217,7 +218,7 @@ def _counted(labels: DataFrame, name: str) -> _Counted:
 # ---------------------------------------------------------------------------------------------------------- in Spark
 
 
-def _accepted(
+def accepted(
     spark: SparkSession, settings: Settings, contract: Contract, raw: lake.Snapshot | None, until_ms: int
 ) -> DataFrame:
     """The records of a topic that keep their contract, of those taken up to a time; none where nothing was archived."""
@@ -261,15 +262,14 @@ def _statements(
 
 def event_statements(rows: DataFrame) -> DataFrame:
     """What accepted records of `user-interactions` say, as statements."""
-    family = USER_EVENTS.families[0]
     return _statements(
         rows,
-        family,
+        EVENTS,
         key="user_id",
         id="event_id",
         time_ms=TIME_MS,
         content_hash="content_hash",
-        said=family.schema.names,
+        said=EVENTS.schema.names,
     )
 
 
@@ -289,32 +289,39 @@ def pin_statements(rows: DataFrame, family: Family) -> DataFrame:
 def _with_sequences(
     labels: DataFrame, events: DataFrame, updates: DataFrame, definition: Definition, buckets: int
 ) -> DataFrame:
-    """Labels with their sequences, computed in as many groups of users as there are buckets.
+    """Labels with their sequences, computed in as many groups of users as there are buckets."""
+    from pyspark.sql.pandas.types import from_arrow_type
+    from pyspark.sql.types import BooleanType, StructType
+
+    schema = StructType(labels.schema.fields.copy())
+    schema.add("sequence", from_arrow_type(list_type(definition))).add("is_complete", BooleanType())
+    run = functools.partial(_run, definition)
+    return grouped(labels, events, updates, families_read(definition), buckets).applyInArrow(run, schema)
+
+
+def grouped(
+    labels: DataFrame, events: DataFrame, updates: DataFrame, families: Sequence[Family], buckets: int
+) -> PandasCogroupedOps:
+    """Labels, and beside them the statements that count for their users, in groups of users, for `as_of`.
 
     Args:
         labels: The labels.
         events: Accepted records of their users.
         updates: Accepted records of pins; each group gets those of the pins that are in its events.
-        definition: Of the sequence.
+        families: Of pins, those that are wanted.
         buckets: How many groups; one must fit an executor's memory.
     """
     from pyspark.sql import functions as F
-    from pyspark.sql.pandas.types import from_arrow_type
-    from pyspark.sql.types import BooleanType, StructType
 
     def bucketed(rows: DataFrame, user: str) -> DataFrame:
         return rows.withColumn(_BUCKET, F.expr(f"pmod(xxhash64({user}), {buckets})"))
 
     said = bucketed(event_statements(events), "key")
     wanted = said.selectExpr(_BUCKET, "interactions.pin_id AS key").distinct()
-    for family in families_read(definition):
+    for family in families:
         of_family = pin_statements(updates, family).join(wanted, "key")
         said = said.unionByName(of_family, allowMissingColumns=True)
-    schema = StructType(labels.schema.fields.copy())
-    schema.add("sequence", from_arrow_type(list_type(definition))).add("is_complete", BooleanType())
-    run = functools.partial(_run, definition)
-    left, right = bucketed(labels, "user_id").groupBy(_BUCKET), said.groupBy(_BUCKET)
-    return left.cogroup(right).applyInArrow(run, schema)
+    return bucketed(labels, "user_id").groupBy(_BUCKET).cogroup(said.groupBy(_BUCKET))
 
 
 def _run(definition: Definition, labels: pa.Table, statements: pa.Table) -> pa.Table:

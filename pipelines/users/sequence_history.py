@@ -23,11 +23,13 @@ from pipelines.indexing.rows import spans
 from pipelines.indexing.spec import Documents, Family
 from pipelines.indexing.timelines import Part, Within, first_at
 from pipelines.pins.index import PINS
-from pipelines.users.index import USER_EVENTS
+from pipelines.users.index import OWN, USER_EVENTS
+from pipelines.users.indexed import KEPT
 from pipelines.users.sequences import (
     CATEGORY,
     ENRICHMENTS,
     EVENT_FIELDS,
+    OBJECT,
     Definition,
     Sequences,
     arranged,
@@ -46,6 +48,9 @@ STATEMENT = pa.schema(
     ]
 )
 """The columns of statements; and for each family a column of its name, a struct of its columns."""
+
+EVENTS = USER_EVENTS.families[0]._replace(schema=OWN)
+"""The family of events as records say them: without what is looked up when they are indexed."""
 
 _PAIRS = 1_000_000
 """So many pairs of a label and an event are looked at at once; more only where one label has more."""
@@ -140,13 +145,32 @@ def as_of(labels: pa.Table, statements: pa.Table, definition: Definition) -> pa.
             columns of `STATEMENT`.
         definition: Of the sequence.
     """
-    events = history(statements, USER_EVENTS.families[0])
+    events = history(statements, EVENTS)
     pins = {family.name: history(statements, family) for family in families_read(definition)}
+    events = _indexed(events, pins, indexed_read(definition))
     now_ms = labels.column("label_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 1000
     found = list(_sequences(events, pins, labels.column("user_id"), now_ms, definition))
     sequence = pa.concat_arrays([pa.array([], list_type(definition)), *map(_lists, found)])
     is_complete = np.concatenate([np.empty(0, bool), *(part.is_complete for part in found)])
     return labels.append_column("sequence", sequence).append_column("is_complete", pa.array(is_complete))
+
+
+def _indexed(events: History, pins: Mapping[str, History], names: Sequence[str]) -> History:
+    """The same with columns of `indexed.KEPT`: what was known of each row's pin when the row began to stand."""
+    if not names:
+        return events
+    wanted = [".".join(KEPT[name]) for name in names]
+    rows = np.arange(events.rows.num_rows)
+    found = _of_pins(pins, events.numbers("from_ms"), events.rows.column(OBJECT), rows, wanted)
+    table = events.rows
+    for name, column in zip(names, found, strict=True):
+        table = table.append_column(name, column)
+    return events._replace(rows=table)
+
+
+def indexed_read(definition: Definition) -> tuple[str, ...]:
+    """The fields of a definition that an event keeps of its pin."""
+    return tuple(name for name in definition.fields if name in KEPT)
 
 
 def _sequences(
@@ -227,5 +251,6 @@ def families_read(definition: Definition) -> tuple[Family, ...]:
     assert isinstance(PINS.read, Documents)
     names = (*definition.enrich, *([CATEGORY] if definition.categories else []))
     needed = {name.partition(".")[0] for name in names}
+    needed |= {KEPT[name][0] for name in indexed_read(definition)}
     needed |= {PINS.read.presence} if needed else set()
     return tuple(family for family in PINS.families if family.name in needed)

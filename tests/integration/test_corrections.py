@@ -22,6 +22,7 @@ from pipelines.indices import STREAMS
 from pipelines.settings import Settings
 from pipelines.users import corrections
 from pipelines.users.index import USER_EVENTS
+from pipelines.users.relations import with_pins
 
 TOPIC = "user-interactions@one"
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,6 +62,8 @@ def base_of(spark: SparkSession, settings: Settings, version: str, raw: pa.Table
     source = curate.SOURCES["user_interactions"]
     made = curate.curate(source, spark.createDataFrame(raw), rows=raw.num_rows, snapshot_id=1)
     snapshots = {}
+    for part in curate.SOURCES["pin_updates"].parts:
+        lake.ensure(spark, lake.TABLES[part.table])
     for part in source.parts:
         lake.ensure(spark, lake.TABLES[part.table])
         lake.overwrite(made.table(part), lake.TABLES[part.table])
@@ -74,6 +77,13 @@ def base_of(spark: SparkSession, settings: Settings, version: str, raw: pa.Table
     return Manifest("user_events", version, lineage(USER_EVENTS), EMPTY, None, "", {}, {}, sources, ())
 
 
+class NoPins:
+    """Nothing is known of any pin."""
+
+    def look_up(self, name: str, rows: Any) -> Any:
+        return with_pins(rows, None)
+
+
 def stream(spark: SparkSession, settings: Settings, epoch: int, taken: pa.Table) -> None:
     """An epoch of the delta."""
     run = HotStreamRun(
@@ -81,6 +91,7 @@ def stream(spark: SparkSession, settings: Settings, epoch: int, taken: pa.Table)
         [USER_EVENTS],
         deltas=settings.paths.delta,
         checkpoints=settings.paths.checkpoints,
+        state=NoPins(),
     )
     made = run.facts(USER_EVENTS, decode_table(USER_INTERACTIONS, taken).accepted, spark)
     offsets = taken.column("offset").to_pylist()

@@ -412,6 +412,41 @@ def test_a_label_sees_what_was_known_at_its_time(lake_spark: SparkSession, setti
     }
 
 
+def test_what_an_event_keeps_of_its_pin_is_what_was_known_when_the_event_was(
+    lake_spark: SparkSession, settings: Settings
+) -> None:
+    """Bought at two and corrected at three; the pin is known from half past one on, dearer at half past two and gone at
+    half past three, when another is bought."""
+    bought = {"user_id": "keeper", "event_id": "bought", "pin_id": "kept", "event_time": hour(1)}
+    events = [
+        said(2, action="purchase", **bought),
+        said(3, action="purchase", quantity=2, version=2, **bought),
+        said(3.6, action="purchase", **{**bought, "event_id": "last", "event_time": hour(3.5)}),
+    ]
+    updates = [
+        said(
+            1.5,
+            pin_id="kept",
+            catalogue={"category": "tea"},
+            offer={"price_usd_micros": 5, "is_available": True},
+        ),
+        said(2.5, pin_id="kept", version=2, offer={"price_usd_micros": 7, "is_available": True}),
+        said(3.5, pin_id="kept", version=3, op="delete"),
+    ]
+    put(lake_spark, "raw.user_interactions", events)
+    put(lake_spark, "raw.pin_updates", updates)
+    rows = [("keeper", at(hour(time) * 1000), time) for time in (2.0, 2.9, 3.0, 4.0)]
+    kinds = "user_id string, label_time timestamp, hour double"
+    lake_spark.createDataFrame(rows, kinds).writeTo("lake.training.keepers").using("iceberg").create()
+    kept = ("indexed_category", "indexed_price_usd_micros")
+    definition = Definition(name="kept", version=1, max_length=5, fields=(*kept, "quantity"))
+    found = sequence_export.export(lake_spark, settings, definition, "training.keepers", "training.kept")
+    table = lake.read(lake_spark, found.table).toArrow().to_pylist()
+    got = {row["hour"]: [tuple(event.values()) for event in row["sequence"]] for row in table}
+    first, second = ("tea", 5, None), ("tea", 7, 2)
+    assert got == {2.0: [first], 2.9: [first], 3.0: [second], 4.0: [(None, None, None), second]}
+
+
 def test_a_table_is_replaced_by_the_same_meaning_and_by_no_other(
     lake_spark: SparkSession, settings: Settings
 ) -> None:

@@ -18,26 +18,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.contracts import ACTIONS, RECORD, Refusal, contract_of, decode
+from pipelines import curate
+from pipelines.contracts import ACTIONS, RECORD, Refusal, contract_of, decode, frames
+from pipelines.curate import SOURCES
 from pipelines.indexing import build
 from pipelines.indexing import facts as fact
 from pipelines.indexing.base import empty, open_base
 from pipelines.indexing.delta import table_path
+from pipelines.indexing.documents import DocumentsView
 from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.position import Position
-from pipelines.indexing.spec import Documents, IndexSpec, Sums, Timeline, lineage
+from pipelines.indexing.spec import Documents, IndexSpec, NoState, Sums, Timeline, lineage, looked_up
 from pipelines.indexing.streaming import HotStreamRun
 from pipelines.indexing.view import View
-from pipelines.indices import INDICES, STATES
+from pipelines.indices import ADS_STREAMS, INDICES
 from pipelines.indices import STREAMS as ALL_STREAMS
+from pipelines.users.relations import RELATIONS, with_pins
 from tests import oracle
 from tests.oracle import Statement
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-STREAMS = {name: stream for name, stream in ALL_STREAMS.items() if name not in STATES}
-"""Those whose records say all; what looks something up has a test of its own (`test_ads_index`)."""
+STREAMS = {name: stream for name, stream in sorted(ALL_STREAMS.items()) if name not in ADS_STREAMS}
+"""Those whose records say what there is; what only names it has a test of its own (`test_ads_index`)."""
 NAMES = sorted(name for name, spec in INDICES.items() if set(spec.streams) <= set(STREAMS))
 CASES = 60
 RECORDS_A_CASE = 14
@@ -266,8 +270,13 @@ def run_stream(world: World, name: str) -> None:
         file = source / f"{number}.parquet"
         pq.write_table(whole.slice(number * size, size), file)
         os.utime(file, (number + 1, number + 1))
+    looks_up = any(f.looks_up for spec in INDICES.values() for f in spec.families if f.stream == name)
     run = HotStreamRun(
-        stream, INDICES.values(), deltas=world.folder / "delta", checkpoints=world.folder / "checkpoints"
+        stream,
+        INDICES.values(),
+        deltas=world.folder / "delta",
+        checkpoints=world.folder / "checkpoints",
+        state=frozen(world) if looks_up else None,  # pins are first: streams are in the order of their names
     )
     epochs: list[int] = []
 
@@ -283,6 +292,52 @@ def run_stream(world: World, name: str) -> None:
     assert len(epochs) == EPOCHS
 
 
+class Frozen(NamedTuple):
+    """Pins that stay as they are, for the rows of an epoch and of a batch."""
+
+    view: DocumentsView
+    tables: Mapping[str, DataFrame]
+
+    def look_up(self, name: str, rows: Any) -> Any:
+        if isinstance(rows, pa.Table):
+            return with_pins(rows, self.view)
+        return RELATIONS[name](rows, self.tables.__getitem__)
+
+
+def frozen(world: World) -> Frozen:
+    """What is known of pins when all of their records are read."""
+    view = delta_view(world, INDICES["pins"], None)
+    assert isinstance(view, DocumentsView)
+    source = SOURCES["pin_updates"]
+    raw = world.spark.createDataFrame(world.records[source.contract.topic])
+    judged = curate.judge(source, frames.judged(source.contract, raw))
+    return Frozen(view, {part.table: curate.standing(source, judged, part) for part in source.parts})
+
+
+def indexed(world: World, said: list[Statement]) -> list[Statement]:
+    """What users did, with what all records say of its pin."""
+    pins = oracle.documents(statements(world, INDICES["pins"], world.records.__getitem__), "catalogue")
+    found = []
+    for one in said:
+        if one.family != "interactions":
+            found.append(one)
+            continue
+        assert one.payload is not None
+        pin = pins.get((one.payload["pin_id"] or "").encode(), {})
+        kept = {name: (pin.get(family) or {}).get(column) for name, (family, column) in KEPT_OF_PINS.items()}
+        found.append(one._replace(payload={**one.payload, **kept}))
+    return found
+
+
+KEPT_OF_PINS = {
+    "indexed_category": ("catalogue", "category"),
+    "indexed_department": ("catalogue", "department"),
+    "indexed_brand": ("catalogue", "brand"),
+    "indexed_price_usd_micros": ("offer", "price_usd_micros"),
+    "indexed_is_available": ("offer", "is_available"),
+}
+
+
 def statements(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]) -> list[Statement]:
     """What records of the index's topics mean in it."""
     found = []
@@ -293,7 +348,7 @@ def statements(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]
                 row = decode(contract_of(topic), record["value"], broker_time_ms)
                 if not isinstance(row, Refusal):
                     found += MEANT[spec.name](row)
-    return found
+    return indexed(world, found) if spec.name == "user_events" else found
 
 
 def modelled(world: World, spec: IndexSpec) -> list[Statement]:
@@ -317,7 +372,8 @@ def facts_of(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]) 
         stream = STREAMS[family.stream]
         raw = pa.concat_tables([records(topic) for topic in stream.topics])
         decoded = world.spark.createDataFrame(stream.decode(raw))
-        parts.append(family.transform(decoded, None))
+        state = frozen(world) if family.looks_up else NoState()
+        parts.append(family.transform(looked_up(family, decoded, state), state))
     union = functools.reduce(lambda a, b: a.unionByName(b, allowMissingColumns=True), parts)
     return union.select(*fact.schema(spec).names)
 

@@ -42,6 +42,18 @@ def test_every_family_has_an_input_and_the_tables_are_those_of_its_stream() -> N
     assert set(index_rows.inputs(INDICES["pin_counts"]).values()) == {"curated.user_interactions"}
 
 
+def test_a_build_reads_what_is_looked_up_and_stands_on_its_own_input_alone() -> None:
+    spec = INDICES["user_events"]
+    of_pins = ["curated.pins_catalogue", "curated.pins_offer"]
+    assert index_rows.reads(spec) == ["curated.user_interactions", "curated.event_features", *of_pins]
+    assert index_rows.reads(INDICES["pin_counts"]) == ["curated.user_interactions"]
+    newer: dict[str, Any] = {name: snapshot(2, LATE, **{lake.MAX_BROKER_TIME_MS: "20"}) for name in of_pins}
+    mine = snapshot(1, EARLY, **{lake.MAX_BROKER_TIME_MS: "10"})
+    both = {"curated.user_interactions": mine, "curated.event_features": mine}
+    standing = index_rows.standing(spec, {**both, **newer})
+    assert (standing.cut, standing.max_broker_time_ms) == (EARLY, 10)
+
+
 @pytest.mark.parametrize("stream", [None, "nothing"])
 def test_a_family_without_an_input_is_an_error(stream: str | None) -> None:
     family = INDICES["pins"].families[0]._replace(name="other", stream=stream)

@@ -41,6 +41,15 @@ def refused(**said: Any) -> BadDefinition:
 # ---------------------------------------------------------------------------------------------------- what it may say
 
 
+def test_what_an_event_keeps_of_its_pin_is_a_field_like_its_own() -> None:
+    kept = ["indexed_category", "indexed_price_usd_micros"]
+    found = sequences.parse({**SMALL, "fields": ["pin_id", *kept]})
+    assert found.columns == ("pin_id", *kept)
+    assert "indexed_category" in sequence_files.meaning(found)["fields"]
+    assert "did you mean `indexed_brand`" in refused(fields=["indexed_brnd"]).message
+    assert refused(enrich=["indexed_brand"]).field == "enrich[0]"
+
+
 def test_all_that_can_be_said() -> None:
     assert sequences.parse(WHOLE) == Definition(
         name="bought",

@@ -9,11 +9,15 @@ from pipelines.serving import documents, operations
 from pipelines.serving.inputs import MAX_K, MAX_LIMIT, cursor_of
 from pipelines.serving.routing import Answer, Call, add, json_answer
 from pipelines.serving.standing import COUNTS, EVENTS, PINS
+from pipelines.users.index import OWN
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from pipelines.serving.standing import Ground
+
+SAID = ("id", "time_ms", *OWN.names, "features")
+"""Of an event, what it says itself, and what was found out later."""
 
 
 def register(app: FastAPI, ground: Ground) -> None:
@@ -44,7 +48,7 @@ def register(app: FastAPI, ground: Ground) -> None:
         limit, before = query.natural("limit", 100, 1, MAX_LIMIT), query.cursor()
         standing = await ground.at(query.min_position(), EVENTS)
         user = call.ids["user_id"]
-        found = standing.views[EVENTS].timeline(user, limit + 1, before)
+        found = standing.views[EVENTS].timeline(user, limit + 1, before, SAID)
         page = found.table.slice(0, limit)
         following = None
         if found.table.num_rows > limit:
