@@ -176,8 +176,8 @@ RECOMMENDATIONS = operation(
     MIN_POSITION,
     tag="users",
     description="By the user's events up to this second, folded into the vectors of the base; pins that were bought or "
-    "hidden, or are unavailable, are left out. A user without a history gets what is popular (`basis.kind`). While what a "
-    "rule fired lasts, each third pin is of a category that it is about (`basis.interests`, `basis.segments`).",
+    "hidden, or are unavailable, are left out. A user without a history gets what is popular. While what "
+    "a rule fired lasts, each third pin is of a category that it is about (`basis.interests`, `basis.segments`).",
     problems=BAD | LATE,
 )
 EVENTS = operation(
