@@ -85,7 +85,10 @@ def whole(
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    return rows.select(*columns).groupBy(key).applyInArrow(make, from_arrow_schema(made))
+    def run(of_key: pa.Table) -> pa.Table:  # Spark looks at its signature
+        return make(of_key)
+
+    return rows.select(*columns).groupBy(key).applyInArrow(run, from_arrow_schema(made))
 
 
 class KeyedRun(HotStreamRun):
