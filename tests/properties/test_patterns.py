@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ from pipelines.users.patterns import firing
 from pipelines.users.patterns.index import spec_of
 from tests import pattern_oracle
 from tests.pattern_oracle import Firing, Said
+from tests.planted import PATTERN_BUGS, Bug, planted
 from tests.properties.harness import SCRATCH, cases
 
 MINUTE_MS = 60_000
@@ -97,6 +99,11 @@ def drawn(chance: random.Random) -> World:
     ends = sorted([*chance.choices(range(1, len(log) + 1), k=chance.randrange(0, 8)), len(log)])
     counts = [sum(one.partition == p for one in log) for p in (0, 1)]
     cut = {p: chance.randint(0, n) for p, n in enumerate(counts)} if chance.random() < 0.7 else None
+    if (
+        cut is not None and chance.random() < 0.5
+    ):  # of one partition where epochs end, so that some are wholly in it
+        ahead = chance.choice((0, 1))
+        cut[ahead] = sum(one.partition == ahead for one in log[: chance.choice(ends)])
     restarts = {number for number in range(1, len(ends)) if chance.random() < 0.15}
     return World(file, log, ends, restarts, cut, chance.choice((0, 0, 1, 3)))
 
@@ -299,3 +306,17 @@ def test_a_batch_says_what_a_naive_evaluator_says(chance: random.Random) -> None
     }
     assert found == pattern_oracle.firings(world.file["rules"], [one.said for one in world.log])
     assert len(facts) == len(found) + len(by_user(world.log))
+
+
+MOST_CASES = 2_000
+
+
+@pytest.mark.parametrize("bug", PATTERN_BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_found(bug: Bug) -> None:
+    with planted(bug), pytest.raises(Exception):  # noqa: B017 - a bug may show in any way
+        check_many()
+
+
+def check_many() -> None:
+    for seed in range(MOST_CASES):
+        check(random.Random(seed))
