@@ -40,6 +40,7 @@ COMMANDS = [
     "resume",
     "query",
     "sequences",
+    "patterns",
     "dead-letters",
     "lineage",
     "account",
