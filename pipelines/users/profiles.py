@@ -97,9 +97,9 @@ def fired(profiles: TimelineView, declared: Declared, user: bytes, now_ms: int) 
             row["event_id"],
             row["time_ms"],
             row["until_ms"],
-            row["by"],
+            row["grouped_by"],
             row["value"],
-            row["value"] if row["by"] == "category" else row["category"],
+            row["value"] if row["grouped_by"] == "category" else row["category"],
             row["segment"],
             row["interest"],
         )

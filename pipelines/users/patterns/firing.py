@@ -39,7 +39,7 @@ FIRING = pa.schema(
         ("rule", pa.string()),  # null in the one fact a user that says what the base knew
         ("rule_hash", pa.string()),
         ("event_id", pa.string()),  # at which it fired, or after which
-        ("by", pa.string()),
+        ("grouped_by", pa.string()),
         ("value", pa.string()),
         ("category", pa.string()),  # of that event; null if it does not say
         ("segment", pa.string()),
@@ -331,7 +331,7 @@ def _firing(rule: Rule, event_id: str, fired: Fired, known: tuple[int, int], is_
         "rule": rule.name,
         "rule_hash": rule.digest,
         "event_id": event_id,
-        "by": rule.by,
+        "grouped_by": rule.by,
         "value": fired.group,
         "category": fired.category,
         "segment": rule.segment,
@@ -340,8 +340,7 @@ def _firing(rule: Rule, event_id: str, fired: Fired, known: tuple[int, int], is_
         "known_ms": known[0],
         "known_offset": known[1],
     }
-    identity = fact.identity_bytes([rule.digest.encode(), event_id.encode()])
-    return Told(identity, fired.at_ms, is_deleted, known, payload)
+    return Told(f"{rule.digest}:{event_id}".encode(), fired.at_ms, is_deleted, known, payload)
 
 
 def facts_of(user: str, told: Sequence[Told]) -> pa.Table:

@@ -49,7 +49,7 @@ class Rule(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Fingerprint of all that the rule says: a changed rule is another one."""
+        """Fingerprint of all that the rule says, 16 hexadecimal digits: a changed rule is another one."""
         said = self._asdict() | {"filters": sorted(self.filters.items())}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
