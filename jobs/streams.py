@@ -208,12 +208,14 @@ def hosted_streams(
             if not warmed and not is_keyed:
                 warm_up(spark, run)
                 warmed.append(True)
+            if isinstance(run, KeyedRun):
+                run.state_partitions = settings.streams.keyed_partitions
             return run.start(
                 spark,
                 servers=settings.kafka.bootstrap_servers,
                 topic_ids=topic_ids,
                 partitions=settings.kafka.partitions,
-                trigger_ms=settings.streams.trigger_ms,
+                trigger_ms=settings.streams.keyed_trigger_ms if is_keyed else settings.streams.trigger_ms,
                 max_rows=settings.streams.max_rows_per_epoch,
                 earliest=broker.earliest(settings, topic_ids),
                 max_backfill_rows=settings.streams.max_backfill_rows_per_epoch,

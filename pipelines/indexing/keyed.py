@@ -92,7 +92,14 @@ def whole(
 
 
 class KeyedRun(HotStreamRun):
-    """A hot stream of one keyed family: the same deltas, incarnations and markers, but its epochs go by steps."""
+    """A hot stream of one keyed family: the same deltas, incarnations and markers, but its epochs go by steps.
+
+    ``state_partitions``: into how many parts keys fall, which is how many tasks an epoch has at a time. The other
+    queries of the process wait for tasks that run: on two cores, one part leaves them the other core. It is fixed for
+    the life of a checkpoint.
+    """
+
+    state_partitions = 1
 
     def start(
         self,
@@ -115,7 +122,11 @@ class KeyedRun(HotStreamRun):
         self._require_same_topics = require_same_topics
         name = self._checkpoint_name()
         life = begin(self._checkpoints, name, topic_ids, self._nothing_kept, partitions, earliest)
-        source = records(spark, servers, topic_ids, life.starting_offsets, max_rows)
+        own = spark.newSession()
+        own.conf.set("spark.sql.shuffle.partitions", str(self.state_partitions))
+        source = records(own, servers, topic_ids, life.starting_offsets, max_rows).coalesce(
+            self.state_partitions
+        )
 
         def run(batch: DataFrame, epoch: int) -> None:
             self.run_told(batch, epoch, life, topic_ids, earliest)
