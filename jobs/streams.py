@@ -166,9 +166,10 @@ def hosted_streams(
     """
     from pipelines.contracts import CONTRACTS
     from pipelines.indexing import delta, lineages
+    from pipelines.indexing.keyed import KeyedRun
     from pipelines.indexing.spec import IndexSpec, lineage
     from pipelines.indexing.streaming import HotStreamRun
-    from pipelines.indices import INDICES, STREAMS, as_known, state
+    from pipelines.indices import INDICES, KEYED, STREAMS, as_known, as_known_now, state
     from pipelines.ingest import archive, broker
     from pipelines.ingest.evolution import Known
 
@@ -186,28 +187,40 @@ def hosted_streams(
             return [spec for spec in specs if not lineages.order(path(spec)).is_ended]
 
         def begin() -> StreamingQuery:
-            run = HotStreamRun(
-                as_known(stream, known),
+            is_keyed = stream.name in KEYED
+            decoding, require_same_fields = (
+                as_known_now(stream, known) if is_keyed else (as_known(stream, known), lambda: None)
+            )
+            run = (KeyedRun if is_keyed else HotStreamRun)(
+                decoding,
                 live(),
                 deltas=settings.paths.delta,
                 checkpoints=settings.paths.checkpoints,
                 state=looked_up,
             )
             topic_ids = broker.ensure_topics(settings, stream.topics)
-            if not warmed:
+            require_same_topics = broker.sameness(settings, topic_ids)
+
+            def require_same() -> None:
+                require_same_topics()
+                require_same_fields()
+
+            if not warmed and not is_keyed:
                 warm_up(spark, run)
                 warmed.append(True)
+            if isinstance(run, KeyedRun):
+                run.state_partitions = settings.streams.keyed_partitions
             return run.start(
                 spark,
                 servers=settings.kafka.bootstrap_servers,
                 topic_ids=topic_ids,
                 partitions=settings.kafka.partitions,
-                trigger_ms=settings.streams.trigger_ms,
+                trigger_ms=settings.streams.keyed_trigger_ms if is_keyed else settings.streams.trigger_ms,
                 max_rows=settings.streams.max_rows_per_epoch,
                 earliest=broker.earliest(settings, topic_ids),
                 max_backfill_rows=settings.streams.max_backfill_rows_per_epoch,
                 archive=functools.partial(archive.records_in, spark) if is_archived else None,
-                require_same_topics=broker.sameness(settings, topic_ids),
+                require_same_topics=require_same,
             )
 
         return Hosted(stream.name, begin, lambda: tuple(path(spec) for spec in live()))

@@ -53,6 +53,8 @@ FACT_DOCS = {
 
 DUMPED = {"ads_control": "repo.ads", "ads_content": "repo.ads"}
 """Stream of keys → the table whose rows are what it would look up, for streams whose records are no more than keys."""
+SAME_RECORDS = {"user_patterns": "user_interactions"}
+"""Stream → the one that reads the same records, and that the curated tables are named after."""
 BESIDE = {"repo.ads": of_ads.READS}
 """Table → those that relations join to its rows: a build pins them with it."""
 RELATIONS = {**of_ads.RELATIONS, **of_users.RELATIONS}
@@ -146,7 +148,8 @@ def input_of(spec: IndexSpec, family: Family) -> str:
         return MODELLED[spec.name, family.name]
     if family.stream in DUMPED:
         return DUMPED[family.stream]
-    source = SOURCES.get(family.stream.replace("-", "_"))
+    stream = SAME_RECORDS.get(family.stream, family.stream)
+    source = SOURCES.get(stream.replace("-", "_"))
     if source is None:
         raise NoInput(
             f"nothing is curated of the stream {family.stream!r}", where=spec.name, remedy=", ".join(SOURCES)

@@ -15,6 +15,7 @@ from pipelines.ads import repository
 from pipelines.ads.index import ADS, CONTENT_STREAM, CONTROL_STREAM
 from pipelines.ads.relations import RepositoryState
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, ads_keys, contract_of, decode_table
+from pipelines.errors import TidemarkError
 from pipelines.indexing import base as bases
 from pipelines.indexing import delta
 from pipelines.indexing.freshness import Stages
@@ -25,9 +26,16 @@ from pipelines.indexing.streaming import HotStream
 from pipelines.indexing.versions import Versions
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings, SettingsError
+from pipelines.users import pattern_files
 from pipelines.users.index import DAY_MS, PIN_COUNTS, USER_EVENTS
 from pipelines.users.index import STREAM as EVENTS_STREAM
+from pipelines.users.patterns import index as patterns
 from pipelines.users.relations import PinsState
+
+
+class FieldsLearned(TidemarkError):
+    """A query decodes by a contract that has grown since."""
+
 
 _STAGES = Stages("ad_id", (("event", "event_time"), ("updated", "committed_at")))
 
@@ -52,17 +60,25 @@ def as_known(stream: HotStream, known: Callable[[Contract], Contract]) -> HotStr
     return stream._replace(decode=lambda records: _accepted(known(contract_of(topic)), records))
 
 
-INDICES: dict[str, IndexSpec] = {spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS, ADS)}
+USER_PROFILES = patterns.spec_of(lambda: pattern_files.load().patterns)
+INDICES: dict[str, IndexSpec] = {
+    spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS, ADS, USER_PROFILES)
+}
 STREAMS: dict[str, HotStream] = {
     stream.name: stream
     for stream in (
         _stream(USER_INTERACTIONS),
         _stream(PIN_UPDATES),
+        _stream(USER_INTERACTIONS)._replace(name=patterns.STREAM),
         _keys(CONTROL_STREAM, ads_keys.CONTROL, ads_keys.CONTROL_BACKFILL),
         _keys(CONTENT_STREAM, ads_keys.CONTENT, ads_keys.CONTENT_BACKFILL),
     )
 }
 ADS_STREAMS = (CONTROL_STREAM, CONTENT_STREAM)
+KEYED = frozenset(
+    family.stream for spec in INDICES.values() for family in spec.families if family.keyed and family.stream
+)
+"""The streams that go by steps, and keep something of each key."""
 STATES: dict[str, Callable[[Settings], State]] = {
     name: lambda settings: RepositoryState(repository.opened(settings)) for name in ADS_STREAMS
 }
@@ -70,6 +86,24 @@ STATES[EVENTS_STREAM] = lambda settings: PinsState(
     Versions(settings.paths.indices, PINS.name).pointer, functools.partial(overlay, settings, PINS.name)
 )
 """Stream → what its transforms look up, for those that do."""
+
+
+def as_known_now(
+    stream: HotStream, known: Callable[[Contract], Contract]
+) -> tuple[HotStream, Callable[[], None]]:
+    """A stream that decodes in Spark's workers, by its contract as it is now; and what raises once that is another."""
+    contract = contract_of(stream.topics[0])
+    now = known(contract)
+
+    def require_same() -> None:
+        if known(contract).fields != now.fields:
+            raise FieldsLearned(
+                f"fields of {contract.topic} were learned",
+                where=stream.name,
+                remedy="its query begins anew by itself",
+            )
+
+    return stream._replace(decode=functools.partial(_accepted, now)), require_same
 
 
 def state(settings: Settings, stream: str) -> State:

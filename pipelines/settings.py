@@ -138,6 +138,8 @@ class Streams:
     archive_trigger_ms: int
     max_rows_per_epoch: int
     max_backfill_rows_per_epoch: int
+    keyed_trigger_ms: int
+    keyed_partitions: int
     nice: int
 
 

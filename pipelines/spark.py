@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 
 from pipelines import jars
 from pipelines.errors import TidemarkError
+from pipelines.indexing.keyed import STATE_OPTIONS
 from pipelines.preflight import find_java
 from pipelines.settings import CATALOG, ROOT, Settings
 
@@ -164,6 +165,7 @@ def _options(settings: Settings, archives: list[Path], scratch: Path, has_small_
         "spark.sql.streaming.minBatchesToRetain": "20",
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.serializer": "org.apache.spark.serializer.KryoSerializer",
+        **STATE_OPTIONS,
     }
     if settings.spark.is_local:
         # On the class path from the start: `spark.jars` would copy them to a scratch folder at every start.

@@ -1,7 +1,7 @@
-"""Bugs to plant in the heart, one at a time: the tests of the tests.
+"""Bugs to plant in the heart, and in the evaluator of patterns, one at a time: the tests of the tests.
 
 Belongs here: which text of a shipped function is replaced by which mistake, and how. Does not belong here: finding
-them; ``tests/properties/test_planted_bugs.py`` shows that the property tests do.
+them; ``tests/properties/test_planted_bugs.py`` shows that the property tests do, ``test_patterns.py`` for patterns.
 
 A bug is planted by giving the function the code of its altered source, so that every module that imported it has it
 too. A text that is no longer there, once, is an error: then the code has moved on and the bug has to be written anew.
@@ -23,7 +23,7 @@ class Bug(NamedTuple):
 
     name: str
     where: str
-    """module:function or module:Class.method, below ``pipelines.indexing``"""
+    """module:function or module:Class.method; a module without dots is below ``pipelines.indexing``"""
     old: str
     new: str
     reads: tuple[str, ...]
@@ -361,12 +361,93 @@ BUGS = (
     ),
 )
 
+FIRING, PROFILES = "pipelines.users.patterns.firing", "pipelines.users.profiles"
+PATTERN_BUGS = (
+    Bug(
+        "a span holds the event at its very beginning",
+        f"{FIRING}:_counted",
+        "<= time_ms - rule",
+        "< time_ms - rule",
+        (),
+    ),
+    Bug(
+        "a count fires at each event while it is enough",
+        f"{FIRING}:_counted",
+        " and not was_so_within",
+        "",
+        (),
+    ),
+    Bug(
+        "what comes at the end of the span is too late",
+        f"{FIRING}:_absent",
+        "next_ms <= time_ms",
+        "next_ms < time_ms",
+        (),
+    ),
+    Bug(
+        "an event that is both keeps itself from firing",
+        f"{FIRING}:_member",
+        "-mark.role",
+        "mark.role and -mark.role + 2",
+        (),
+    ),
+    Bug("equal times are ordered as they came", f"{FIRING}:_member", "event_id.encode()", 'b""', ()),
+    Bug(
+        "of an edited event the old form stays in its group",
+        f"{FIRING}:_Groups.replaced",
+        "self._members[mark.rule, mark.group].remove(_member(event_id, old, mark))",
+        "pass",
+        (),
+    ),
+    Bug(
+        "what an event's old time had a say in is not judged again",
+        f"{FIRING}:_Groups.replaced",
+        "changed[mark.rule, mark.group].add(old.time_ms)",
+        "changed[mark.rule, mark.group].add(new.time_ms)",
+        (),
+    ),
+    Bug(
+        "only what follows within one span is judged again",
+        f"{FIRING}:_Groups._judged",
+        "time_ms + 2 * rule.within_ms",
+        "time_ms",
+        (),
+    ),
+    Bug(
+        "an older statement rises again", f"{FIRING}:_taken", "old.rank >= rank", "old.rank[0] > rank[0]", ()
+    ),
+    Bug(
+        "the rank of a deleted event is forgotten",
+        f"{FIRING}:_pruned",
+        "event.last_ms >= floor",
+        "event.marks",
+        (),
+    ),
+    Bug("too little is kept", f"{FIRING}:_pruned", "patterns.kept_ms", "patterns.lateness_ms // 2", ()),
+    Bug(
+        "what stood in between is not taken back",
+        f"{FIRING}:step",
+        "dict.fromkeys(taken_back)",
+        "{p: None for p in taken_back if p in before.fired}",
+        (),
+    ),
+    Bug(
+        "what a stream told before the base knew more is shown",
+        f"{PROFILES}:fired",
+        ">= known",
+        ">= (0, 0)",
+        (),
+    ),
+    Bug("what lies ahead is shown", f"{PROFILES}:fired", 'row["time_ms"] <= now_ms', "True", ()),
+)
+
 
 @contextmanager
 def planted(bug: Bug) -> Iterator[None]:
     """The shipped code with the bug in it, inside the block."""
     module_name, _, path = bug.where.partition(":")
-    module = importlib.import_module(f"pipelines.indexing.{module_name}")
+    whole_name = module_name if "." in module_name else f"pipelines.indexing.{module_name}"
+    module = importlib.import_module(whole_name)
     target = module
     for part in path.split("."):
         target = inspect.getattr_static(target, part)

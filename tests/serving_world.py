@@ -185,6 +185,7 @@ def build_world(settings: Settings) -> dict[str, str]:
         "user_events": publish(settings, "user_events", [happened for happened, _ in events], cut, {}),
         "pin_counts": publish(settings, "pin_counts", [counted for _, counted in events], cut, {}),
         "ads": ads_world.publish(settings, ads_facts(account())),
+        "user_profiles": publish(settings, "user_profiles", [], cut, {}),  # a test folds in what fired
     }
 
 

@@ -25,6 +25,7 @@ import jobs.cli.data
 import jobs.cli.ads_dump
 import jobs.cli.contracts
 import jobs.cli.sequences
+import jobs.cli.patterns
 import jobs.cli.ads
 import jobs.cli.ads_freshness
 import jobs.cli.ads_care

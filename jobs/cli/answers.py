@@ -55,6 +55,33 @@ def recommendations(
 
 
 @query_app.command()
+def profile(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    k: K = 10,
+    now_ms: Annotated[int | None, typer.Option(min=0, help="As of when, in ms since 1970.")] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """What a user is like now: interests, segments, and which patterns fired."""
+    from jobs import client
+
+    params = {"k": k, "now_ms": now_ms, "min_position": min_position}
+    answer = _ask(f"/v1/users/{client.quote(user)}/profile", params)
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    said = answer.body
+    columns = ("category", "weight", "of_events", "of_firings")
+    rows = [[one["category"], *(round(one[name], 3) for name in columns[1:])] for one in said["interests"]]
+    console.table(f"Interests of user {user}, last seen {said['last_seen'] or 'never'}", columns, rows)
+    for one in said["segments"]:
+        console.say(f"in {one['segment']} until {one['until']}")
+    for one in said["firings"]:
+        console.say(f"{one['rule']} fired at {one['fired_at']}: {one['by']} {one['value']}")
+    console.say(_stands_on(answer))
+
+
+@query_app.command()
 def counters(
     sql: Annotated[str, typer.Argument(help="As: SELECT action, count(*) FROM events WHERE user = '900' …")],
     now_ms: Annotated[int | None, typer.Option(min=0, help="As of when, in ms since 1970.")] = None,

@@ -47,12 +47,43 @@ class NoState:
         )
 
 
+class Stepped(NamedTuple):
+    """What a step makes of a key's new rows: the bytes to keep of the key, the facts that changed, and how many of the
+    rows were too old to be judged, which the next base makes good."""
+
+    kept: bytes
+    facts: pa.Table
+    left_out: int
+
+
+Step = Callable[[bytes | None, pa.Table], Stepped]
+"""What was kept of a key (None: nothing), and its new rows → what a stream tells and keeps. Pure, and the order of rows
+must not matter."""
+
+
+class Keyed(NamedTuple):
+    """How a stream makes a family of all that is known of a key together, rather than of each row.
+
+    Attributes:
+        key: The column of the rows by which they belong together; a text.
+        columns: Gives the columns that a step reads, the key among them.
+        step: Gives the step. It is asked once a query, and what it holds goes to Spark's workers.
+        meaning: Gives the fingerprint of what steps hold beside their code: another one must not meet what was kept.
+    """
+
+    key: str
+    columns: Callable[[], tuple[str, ...]]
+    step: Callable[[], Step]
+    meaning: Callable[[], str]
+
+
 class Family(NamedTuple):
     """A column family: facts of one schema, from one stream or (``stream=None``) from batch alone.
 
     ``takes_arrow``: whether the transform takes an Arrow table as well as a DataFrame, and gives the same kind. A
     stream then runs it in its own process: a job of Spark's costs more than the few rows of an epoch.
     ``looks_up``: relations whose columns the rows must have before the transform is given them; see `looked_up`.
+    ``keyed``: the transform is of a whole table, and a stream goes by steps instead (``keyed.KeyedRun``).
     """
 
     name: str
@@ -61,6 +92,7 @@ class Family(NamedTuple):
     transform: Callable[[Any, State], Any]
     takes_arrow: bool = False
     looks_up: tuple[str, ...] = ()
+    keyed: Keyed | None = None
 
 
 def looked_up(family: Family, rows: Any, state: State) -> Any:
@@ -160,6 +192,8 @@ def check(spec: IndexSpec) -> IndexSpec:
     names = [f.name for f in spec.families]
     if not names or len(set(names)) != len(names):
         raise BadSpec(f"index {spec.name!r} needs families with different names; it has {names}")
+    if any(f.keyed for f in spec.families) and len(spec.families) > 1:
+        raise BadSpec(f"index {spec.name!r}: a keyed family is the only one of its index")
     if isinstance(spec.read, Documents):
         spec.family(spec.read.presence)
     elif spec.access:

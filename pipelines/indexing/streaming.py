@@ -176,11 +176,17 @@ def _following(life: Incarnation) -> dict[str, dict[str, int]]:
     """The offsets, by topic and partition, at which the next epoch of a checkpoint begins."""
     offsets, commits = life.checkpoint / "offsets", life.checkpoint / "commits"
     done = [file for file in offsets.glob("[0-9]*") if file.name.isdigit() and (commits / file.name).exists()]
-    newest = max(done, key=lambda file: int(file.name), default=None)
+    newest = max((int(file.name) for file in done), default=None)
     found: dict[str, dict[str, int]] = json.loads(life.starting_offsets)
-    if newest:  # a version, metadata, and a line for each source: "-" where it had nothing yet
-        for line in newest.read_text(encoding="utf-8").splitlines()[2:]:
-            found |= json.loads(line) if line != "-" else {}
+    return found if newest is None else found | offsets_of(life.checkpoint, newest)
+
+
+def offsets_of(checkpoint: Path, epoch: int) -> dict[str, dict[str, int]]:
+    """The offsets, by topic and partition, at which an epoch of a checkpoint ends."""
+    found: dict[str, dict[str, int]] = {}
+    lines = (checkpoint / "offsets" / str(epoch)).read_text(encoding="utf-8").splitlines()
+    for line in lines[2:]:  # a version, metadata, and a line for each source: "-" where it had nothing yet
+        found |= json.loads(line) if line != "-" else {}
     return found
 
 

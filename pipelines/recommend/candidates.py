@@ -37,6 +37,9 @@ WEIGHTS = tuple(POPULARITY.get(action, 0) for action in ACTIONS)
 MARGIN = 16
 """So many more are looked at than asked for: the search scores in float32, the order is by exact scores."""
 
+LIKED_EACH, MOST_LIKED = 3, 3
+"""While a user has just shown an interest in categories, each third pin is of one of them, of so many at most."""
+
 Document = dict[str, dict[str, Any]]
 
 
@@ -219,6 +222,37 @@ def _popular_in(
         if len(items) == k or len(found) < wanted:
             return items
         wanted *= 16
+
+
+def mixed(answer: Answer, liked: Sequence[Sequence[Item]], k: int) -> list[Item]:
+    """``k`` items, of which each third is of what is liked, in turns; nothing twice. Where one runs out the others go
+    on.
+
+    Args:
+        answer: What would be answered otherwise.
+        liked: For each category that is liked its items, best first.
+        k: How many at most.
+    """
+    taken: set[bytes] = set()
+    of_liked, others = _in_turns(liked), iter(answer.items)
+    items: list[Item] = []
+    while len(items) < k:
+        first, second = (of_liked, others) if (len(items) + 1) % LIKED_EACH == 0 else (others, of_liked)
+        item = _next(first, taken) or _next(second, taken)
+        if item is None:
+            break
+        taken.add(item.pin)
+        items.append(item)
+    return items
+
+
+def _in_turns(lists: Sequence[Sequence[Item]]) -> Iterator[Item]:
+    for place in range(max(map(len, lists), default=0)):
+        yield from (items[place] for items in lists if place < len(items))
+
+
+def _next(items: Iterator[Item], taken: Collection[bytes]) -> Item | None:
+    return next((item for item in items if item.pin not in taken), None)
 
 
 def similar(

@@ -15,16 +15,27 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import ads, counters, frequency, pages, pins, sequences, status, users
+from pipelines.serving.routes import (
+    ads,
+    counters,
+    frequency,
+    pages,
+    pins,
+    profiles,
+    sequences,
+    status,
+    users,
+)
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
-from pipelines.users import sequence_files
+from pipelines.users import pattern_files, sequence_files
 from pipelines.users.frequency import RULES_FILE, Rule
 from pipelines.users.frequency import load as load_rules
 
 if TYPE_CHECKING:
     from pipelines.indexing.replica import Replica
     from pipelines.settings import Settings
+    from pipelines.users.pattern_files import Declared
 
 DESCRIPTION = (
     "Answers of Tidemark: each is a base version merged with what came after it, and says in its headers what it "
@@ -33,16 +44,22 @@ DESCRIPTION = (
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, replica: Replica, rules: Sequence[Rule] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    replica: Replica,
+    rules: Sequence[Rule] | None = None,
+    patterns: Declared | None = None,
+) -> FastAPI:
     """The ASGI application.
 
     Args:
         settings: Of serving.
-        replica: Of `pins`, `user_events`, `pin_counts` and `ads`; whoever made it starts and stops it.
+        replica: Of every index; whoever made it starts and stops it.
         rules: Of frequency; None: those of `conf/frequency.yaml`.
+        patterns: Of profiles; None: those of `conf/patterns.yaml`.
 
     Raises:
-        BadRule: That file has a rule that cannot be read.
+        BadRule, BadPattern: Such a file has a rule that cannot be read.
     """
     app = FastAPI(
         title="Tidemark",
@@ -55,7 +72,9 @@ def create_app(settings: Settings, replica: Replica, rules: Sequence[Rule] | Non
     app.router.redirect_slashes = False
     app.state.metrics = Metrics(replica)
     ground = Ground(replica, settings.serving.max_wait_ms)
-    users.register(app, ground)
+    declared = pattern_files.load() if patterns is None else patterns
+    users.register(app, ground, declared)
+    profiles.register(app, ground, declared)
     counters.register(app, ground)
     frequency.register(app, ground, load_rules(RULES_FILE) if rules is None else rules)
     pins.register(app, ground)

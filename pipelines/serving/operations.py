@@ -176,7 +176,8 @@ RECOMMENDATIONS = operation(
     MIN_POSITION,
     tag="users",
     description="By the user's events up to this second, folded into the vectors of the base; pins that were bought or "
-    "hidden, or are unavailable, are left out. A user without a history gets what is popular (`basis.kind`).",
+    "hidden, or are unavailable, are left out. A user without a history gets what is popular. While what "
+    "a rule fired lasts, each third pin is of a category that it is about (`basis.interests`, `basis.segments`).",
     problems=BAD | LATE,
 )
 EVENTS = operation(
@@ -188,6 +189,37 @@ EVENTS = operation(
     MIN_POSITION,
     tag="users",
     description="Equal times are ordered by event id, descending. A page says where the next one begins.",
+    problems=BAD | LATE,
+)
+PROFILE = operation(
+    "What a user is like now",
+    {
+        "user_id": "900",
+        "interests": [{"category": "dairy", "weight": 3.25, "of_events": 1.25, "of_firings": 2.0}],
+        "segments": [{"segment": "browsing", "until": "2017-01-02T11:53:26.000Z"}],
+        "last_seen": "2017-01-01T11:53:26.000Z",
+        "firings": [
+            {
+                "rule": "category_browser",
+                "fired_at": "2017-01-01T11:53:26.000Z",
+                "until": "2017-01-02T11:53:26.000Z",
+                "event_id": "v7:0",
+                "by": "category",
+                "value": "dairy",
+                "category": "dairy",
+                "segment": "browsing",
+                "interest": 2.0,
+            }
+        ],
+        "basis": {"now_ms": 1_483_271_606_000},
+    },
+    USER,
+    _number("k", "How many interests.", 10, 1, MAX_K),
+    _number("now_ms", "As of when, in ms since 1970; now, if it is absent.", None, 0, MAX_TIME_MS),
+    MIN_POSITION,
+    tag="users",
+    description="Interests by category, of the user's events and of what the rules of conf/patterns.yaml fired, both "
+    "fading; the segments that the user is in; the firings that last. An unknown user has an empty profile.",
     problems=BAD | LATE,
 )
 PIN_DOCUMENT = operation(

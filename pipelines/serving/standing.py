@@ -20,7 +20,7 @@ from pipelines.serving.inputs import Problem
 if TYPE_CHECKING:
     from pipelines.indexing.replica import Replica
 
-PINS, EVENTS, COUNTS, ADS = "pins", "user_events", "pin_counts", "ads"
+PINS, EVENTS, COUNTS, ADS, PROFILES = "pins", "user_events", "pin_counts", "ads", "user_profiles"
 POLL_S = 0.01
 T = TypeVar("T")
 BASE_VERSION, POSITION, STALE = "Tidemark-Base-Version", "Tidemark-Position", "Tidemark-Stale"

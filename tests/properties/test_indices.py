@@ -31,7 +31,7 @@ from pipelines.indexing.position import Position
 from pipelines.indexing.spec import Documents, IndexSpec, NoState, Sums, Timeline, lineage, looked_up
 from pipelines.indexing.streaming import HotStreamRun
 from pipelines.indexing.view import View
-from pipelines.indices import ADS_STREAMS, INDICES
+from pipelines.indices import ADS_STREAMS, INDICES, KEYED
 from pipelines.indices import STREAMS as ALL_STREAMS
 from pipelines.users.relations import RELATIONS, with_pins
 from tests import oracle
@@ -40,8 +40,9 @@ from tests.oracle import Statement
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-STREAMS = {name: stream for name, stream in sorted(ALL_STREAMS.items()) if name not in ADS_STREAMS}
-"""Those whose records say what there is; what only names it has a test of its own (`test_ads_index`)."""
+STREAMS = {name: stream for name, stream in sorted(ALL_STREAMS.items()) if name not in {*ADS_STREAMS, *KEYED}}
+"""Those whose records say what there is, each for itself: what only names it has a test of its own (`test_ads_index`),
+and what is made of all that is known of a key, too (`test_patterns`)."""
 NAMES = sorted(name for name, spec in INDICES.items() if set(spec.streams) <= set(STREAMS))
 CASES = 60
 RECORDS_A_CASE = 14

@@ -41,6 +41,7 @@ COMMANDS = [
     "resume",
     "query",
     "sequences",
+    "patterns",
     "dead-letters",
     "lineage",
     "account",

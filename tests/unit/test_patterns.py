@@ -1,0 +1,323 @@
+"""What a rule of patterns may say, what a step keeps and tells, and profiles and recommendations over HTTP."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from jobs import cli
+from pipelines.contracts import USER_INTERACTIONS
+from pipelines.contracts.contract import accepted_schema
+from pipelines.indexing.position import EMPTY
+from pipelines.serving.app import create_app
+from pipelines.users import pattern_files
+from pipelines.users.pattern_files import BadPattern
+from pipelines.users.patterns import firing
+from pipelines.users.patterns.rules import Patterns, Rule
+from tests import serving_world as world
+from tests.conftest import small_settings
+from tests.unit.test_serving import Client
+
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+COUNT = {"actions": ["view"], "by": "category", "at_least": 3, "within": "10m"}
+ABSENCE = {"after": ["add_to_basket"], "unless": ["purchase"], "by": "pin_id", "within": "1h"}
+THEN = {"segment": "keen", "interest": 2, "lasts": "1d"}
+COUNTS = {"name": "looks", "count": COUNT, "then": THEN}
+WAITS = {"name": "waits", "absence": ABSENCE, "then": {"interest": 1.5, "lasts": "2d"}}
+FILE = {
+    "lateness": "1d",
+    "interests": {"half_life": "7d", "weights": {"view": 1, "hide": -2}},
+    "rules": [COUNTS, WAITS],
+}
+SCHEMA = accepted_schema(USER_INTERACTIONS)
+
+
+def changed(at: str, value: Any) -> dict[str, Any]:
+    """The good file with one thing else; `at` is its place, dotted, rules by number from 0. None: it is left out."""
+    file: Any = copy.deepcopy(FILE)
+    *way, last = [int(part) if part.isdigit() else part for part in at.split(".")]
+    place = file
+    for part in way:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return file
+
+
+def test_a_file() -> None:
+    found = pattern_files.declared(FILE, "here")
+    counts = Rule("looks", "count", "category", ("view",), (), 3, 10 * MINUTE_MS, {}, "keen", 2.0, DAY_MS)
+    after, unless = ("add_to_basket",), ("purchase",)
+    waits = Rule("waits", "absence", "pin_id", after, unless, 0, HOUR_MS, {}, None, 1.5, 2 * DAY_MS)
+    assert found == (Patterns((counts, waits), DAY_MS), 7 * DAY_MS, {"view": 1.0, "hide": -2.0})
+    assert found.patterns.kept_ms == DAY_MS + 2 * HOUR_MS
+    assert counts.digest != waits.digest != counts._replace(interest=3.0).digest
+
+
+def test_the_shipped_rules_can_be_read() -> None:
+    assert {rule.kind for rule in pattern_files.load().patterns.rules} == {"count", "absence"}
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "field"),
+    [
+        ("lateness", None, "lateness"),
+        ("lateness", "1s", "lateness"),
+        ("more", 1, "more"),
+        ("rules", {"a": 1}, "rules"),
+        ("rules", [COUNTS] * 101, "rules"),
+        ("interests.half_life", 7, "interests.half_life"),
+        ("interests.weights.sing", 1, "interests.weights.sing"),
+        ("interests.weights.view", float("nan"), "interests.weights.view"),
+        ("rules.0", "a text", "the whole"),
+        ("rules.0.name", "Looks", "name"),
+        ("rules.0.name", None, "name"),
+        ("rules.0.name", "waits", "name"),
+        ("rules.0.more", 1, "more"),
+        ("rules.0.count", None, "count, absence"),
+        ("rules.0.absence", ABSENCE, "count, absence"),
+        ("rules.0.count.actions", [], "count.actions"),
+        ("rules.0.count.actions", ["view", "view"], "count.actions[1]"),
+        ("rules.0.count.actions", ["veiw"], "count.actions[0]"),
+        ("rules.0.count.by", "colour", "count.by"),
+        ("rules.0.count.at_least", 0, "count.at_least"),
+        ("rules.0.count.at_least", True, "count.at_least"),
+        ("rules.0.count.at_least", 10_001, "count.at_least"),
+        ("rules.0.count.within", "4d", "count.within"),
+        ("rules.0.count.within", 60, "count.within"),
+        ("rules.0.count.within", None, "count.within"),
+        ("rules.0.count.surfaces", [], "count.surfaces"),
+        ("rules.0.count.surfaces", ["home", ""], "count.surfaces[1]"),
+        ("rules.0.count.unless", ["view"], "count.unless"),
+        ("rules.1.absence.unless", None, "absence.unless"),
+        ("rules.1.absence.after", ["sing"], "absence.after[0]"),
+        ("rules.0.then", None, "then"),
+        ("rules.0.then", {"lasts": "1d"}, "then"),
+        ("rules.0.then.lasts", "91d", "then.lasts"),
+        ("rules.0.then.segment", "so so", "then.segment"),
+        ("rules.0.then.interest", 0, "then.interest"),
+        ("rules.0.then.interest", "much", "then.interest"),
+        ("rules.0.then.interests", 2, "then.interests"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused_by_its_field(at: str, value: Any, field: str) -> None:
+    with pytest.raises(BadPattern) as refused:
+        pattern_files.declared(changed(at, value), "patterns.yaml")
+    assert refused.value.what.startswith(f"{field}: "), refused.value.what
+    assert str(refused.value.where).startswith("patterns.yaml")
+    assert str(refused.value.remedy).startswith("allowed: ")
+
+
+def test_what_was_meant_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadPattern, match="there is no veiw; did you mean `view`"):
+        pattern_files.declared(changed("rules.0.count.actions", ["veiw"]), "here")
+    with pytest.raises(BadPattern, match="did you mean `interest`"):
+        pattern_files.declared(changed("rules.0.then.interests", 2), "here")
+    with pytest.raises(BadPattern, match="within: lateness and twice the span are more than the 7d"):
+        pattern_files.declared(changed("rules.0.count.within", "4d"), "here")
+    for text in ("rules: [", "", "- 1", "\x00"):
+        file = tmp_path / "patterns.yaml"
+        file.write_text(text)
+        with pytest.raises(BadPattern):
+            pattern_files.load(file)
+    with pytest.raises(BadPattern, match="cannot be read"):
+        pattern_files.load(tmp_path / "absent.yaml")
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+def row(event_id: str, action: str | None, time_ms: int, offset: int = 0, **said: Any) -> dict[str, Any]:
+    """An accepted row of user u1; without an action a tombstone."""
+    moment = datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC)
+    return {
+        **dict.fromkeys(SCHEMA.names),
+        "user_id": "u1",
+        "event_id": event_id,
+        "action": action,
+        "event_time": moment if action else None,
+        "version": 1,
+        "is_deleted": action is None,
+        "content_hash": 1,
+        "offset": offset,
+        "broker_time": moment,
+        **said,
+    }
+
+
+def stepped(kept: bytes | None, *rows: dict[str, Any]) -> tuple[bytes, list[tuple[Any, ...]], int]:
+    """A step by the good file: what is kept; what was told (rule, event, time, whether it is taken back); left out."""
+    patterns = pattern_files.declared(FILE, "here").patterns
+    made = firing.step(patterns, kept, pa.Table.from_pylist(list(rows), SCHEMA))
+    told = [(one["id"][-2:].decode(), one["time_ms"], one["is_deleted"]) for one in made.facts.to_pylist()]
+    return made.kept, told, made.left_out
+
+
+def test_a_count_fires_at_the_rising_edge_and_is_taken_back_when_an_event_goes() -> None:
+    views = [row(f"e{n}", "view", DAY_MS + n * MINUTE_MS, n, category="fruit") for n in range(4)]
+    kept, told, _ = stepped(None, *views[:2])
+    assert told == []
+    kept, told, _ = stepped(kept, *views[2:])
+    assert told == [("e2", DAY_MS + 2 * MINUTE_MS, False)]
+    kept, told, _ = stepped(kept, row("e0", None, DAY_MS, 9, version=2))
+    assert told == [("e2", DAY_MS + 2 * MINUTE_MS, True), ("e3", DAY_MS + 3 * MINUTE_MS, False)]
+    assert stepped(kept, *views)[1] == []  # again, and superseded
+
+
+def test_an_absence_is_dated_ahead_and_taken_back_when_the_other_comes() -> None:
+    kept, told, _ = stepped(None, row("e0", "add_to_basket", DAY_MS, pin_id="p"))
+    assert told == [("e0", DAY_MS + HOUR_MS, False)]
+    assert stepped(kept, row("e1", "purchase", DAY_MS + HOUR_MS + 1, pin_id="p"))[1] == []
+    assert stepped(kept, row("e1", "purchase", DAY_MS + HOUR_MS, pin_id="q"))[1] == []
+    assert stepped(kept, row("e1", "purchase", DAY_MS + HOUR_MS, pin_id="p"))[1] == [
+        ("e0", DAY_MS + HOUR_MS, True)
+    ]
+
+
+def test_what_comes_too_late_is_left_to_the_next_base_and_counted() -> None:
+    kept, _, left_out = stepped(None, row("e0", "view", 10 * DAY_MS, category="fruit"))
+    assert left_out == 0
+    late = row("e1", "add_to_basket", 9 * DAY_MS - 2 * HOUR_MS, pin_id="p")
+    later, told, left_out = stepped(kept, late, row("e2", "add_to_basket", DAY_MS, pin_id="p"))
+    assert (told, left_out) == ([], 2)
+    assert len(json.loads(later)[2]) == 2, "what is older than all that can count is not kept"
+
+
+def test_little_is_kept() -> None:
+    kept = None
+    for day in range(1, 30):
+        views = [row(f"{day}-{n}", "view", day * DAY_MS + n, category="fruit") for n in range(10)]
+        kept, _, _ = stepped(kept, *views)
+    assert kept is not None
+    assert len(json.loads(kept)[2]) <= 20
+
+
+# ------------------------------------------------------------------------------------------------ over HTTP
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    settings = small_settings(tmp_path_factory.mktemp("serving"), SERVING__MAX_WAIT_MS=300)
+    world.build_world(settings)
+    with world.followed(settings) as replica:
+        yield settings, replica
+
+
+@pytest.fixture
+def replica(home: Any) -> Any:
+    return world.still(home[1])
+
+
+@pytest.fixture
+def client(home: Any, replica: Any) -> Client:
+    return Client(create_app(home[0], replica, patterns=pattern_files.declared(FILE, "here")))
+
+
+def fire(replica: Any, *rows: dict[str, Any], user: str = "u1") -> None:
+    """What a stream tells of rows, in the view."""
+    patterns = pattern_files.declared(FILE, "here").patterns
+    table = pa.Table.from_pylist([{**one, "user_id": user} for one in rows], SCHEMA)
+    follower = replica.followers["user_profiles"]
+    follower.view = follower.view.folded(firing.step(patterns, None, table).facts, EMPTY)
+
+
+def test_a_profile(client: Client, replica: Any) -> None:
+    now_ms = world.NEWEST_MS
+    before = client.get(f"/v1/users/nobody/profile?now_ms={now_ms}").json
+    assert before == {
+        "user_id": "nobody",
+        "interests": [],
+        "segments": [],
+        "last_seen": None,
+        "firings": [],
+        "basis": {"now_ms": now_ms},
+    }
+    happened, _ = world.event("nobody", "v", "1", "view", now_ms - 7 * DAY_MS)  # pin 1 is bread
+    replica.followers["user_events"].fold([happened])
+    views = [row(f"e{n}", "view", now_ms - 7 * MINUTE_MS + n, category="milk") for n in range(3)]
+    basket = row("b0", "add_to_basket", now_ms - 8 * DAY_MS, pin_id="0")
+    soon = row("b1", "add_to_basket", now_ms - HOUR_MS + 1, pin_id="2")
+    fire(replica, *views, basket, soon, user="nobody")
+    said = client.get(f"/v1/users/nobody/profile?now_ms={now_ms}").json
+    assert said["last_seen"] == "2023-11-07T22:13:20.000Z"
+    assert [(one["category"], one["of_events"]) for one in said["interests"]] == [
+        ("milk", 0.0),
+        ("bread", 0.5),
+    ]
+    assert said["interests"][0]["weight"] == pytest.approx(2.0, rel=0.01)
+    (fired,) = said["firings"]
+    assert fired["rule"] == "looks" and fired["event_id"] == "e2" and fired["value"] == "milk"
+    assert said["segments"] == [{"segment": "keen", "until": fired["until"]}]
+    later = client.get(f"/v1/users/nobody/profile?now_ms={now_ms + 1}").json
+    assert [one["category"] for one in later["firings"]] == ["milk", "milk"], "the basket's is by its pin"
+    assert client.get(f"/v1/users/nobody/profile?now_ms={now_ms + 3 * DAY_MS}").json["firings"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("k=0", "k"), ("now_ms=x", "now_ms"), ("more=1", "more"), ("min_position=x", "min_position")],
+)
+def test_a_bad_question_is_refused_by_its_field(client: Client, query: str, field: str) -> None:
+    assert client.get(f"/v1/users/u1/profile?{query}", 400).json["error"]["field"] == field
+
+
+@pytest.mark.parametrize("user", ["u1", "nobody"])
+def test_an_interest_that_fired_is_in_the_next_recommendations(
+    client: Client, replica: Any, user: str
+) -> None:
+    url = f"/v1/users/{user}/recommendations"
+    before = client.get(f"{url}?k=9")
+    assert set(before.json["basis"]) == {"kind", "events_used", "model_id", "window_days"}
+    assert "user_profiles" not in before.headers["tidemark-base-version"]
+    now_ms = int(time.time() * 1000)
+    fire(replica, *[row(f"e{n}", "view", now_ms - 3 + n, category="milk") for n in range(3)], user=user)
+    after = client.get(f"{url}?k=9")
+    (interest,) = after.json["basis"]["interests"]
+    assert interest["category"] == "milk" and interest["weight"] == pytest.approx(2.0, rel=0.01)
+    assert after.json["basis"]["segments"] == ["keen"]
+    assert "user_profiles" in after.headers["tidemark-base-version"]
+    pins = [one["pin_id"] for one in after.json["recommendations"]]
+    plain = [one["pin_id"] for one in before.json["recommendations"]]
+    of_category = client.get(f"{url}?k=9&category=milk").json["recommendations"]
+    milk = [one["pin_id"] for one in of_category]
+    assert len(set(pins)) == len(pins) == 9
+    assert pins[:2] == plain[:2] and {pins[2], pins[5], pins[8]} <= set(milk)
+    assert all(after.json["recommendations"][n]["catalogue"]["category"] == "milk" for n in (2, 5, 8))
+    everything = [one["pin_id"] for one in client.get(f"{url}?k=500").json["recommendations"]]
+    assert len(set(everything)) == len(everything) and world.UNAVAILABLE not in everything
+
+
+def test_a_firing_of_a_rule_that_has_changed_is_not_shown(home: Any, replica: Any) -> None:
+    now_ms = int(time.time() * 1000)
+    fire(replica, *[row(f"e{n}", "view", now_ms - 3 + n, category="milk") for n in range(3)])
+    other = pattern_files.declared(changed("rules.0.count.at_least", 2), "here")
+    said = Client(create_app(home[0], replica, patterns=other)).get("/v1/users/u1/profile").json
+    assert said["firings"] == []
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_rules_are_listed_and_checked(tmp_path: Path) -> None:
+    run, file = CliRunner(), tmp_path / "patterns.yaml"
+    listed = json.loads(run.invoke(cli.app, ["patterns", "--json"]).stdout)["rules"]
+    assert [rule["name"] for rule in listed] == [rule.name for rule in pattern_files.load().patterns.rules]
+    assert run.invoke(cli.app, ["patterns"]).exit_code == 0
+    file.write_text(yaml.safe_dump(FILE))
+    assert run.invoke(cli.app, ["patterns", "check", "--file", str(file)]).exit_code == 0
+    file.write_text(yaml.safe_dump(changed("rules.0.count.by", "colour")))
+    assert isinstance(run.invoke(cli.app, ["patterns", "check", "--file", str(file)]).exception, BadPattern)
+    for arguments in (["nobody"], ["--from", "soon"], ["--from", "2017-02-01", "--to", "2017-01-01"]):
+        assert run.invoke(cli.app, ["patterns", "dry-run", *arguments]).exit_code == 1
