@@ -234,7 +234,8 @@ def _selected(indices: list[str], is_published: bool, after_curated: bool) -> dg
         return None
     chosen = dg.AssetSelection.assets(*[[_last(is_published), name] for name in indices])
     before = ("raw", "curated") if after_curated else ()
-    return chosen.upstream() - dg.AssetSelection.groups(*before)
+    needed = chosen.upstream().required_multi_asset_neighbors()  # the tables of a topic are made together
+    return needed - dg.AssetSelection.groups(*before)
 
 
 def _last(is_published: bool) -> str:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.routes import ads, counters, frequency, pages, pins, sequences, status, users
+from pipelines.serving.routes import ads, counters, follows, frequency, pages, pins, sequences, status, users
 from pipelines.serving.routing import trace_of
 from pipelines.serving.standing import Ground
 from pipelines.users import sequence_files
@@ -38,7 +38,7 @@ def create_app(settings: Settings, replica: Replica, rules: Sequence[Rule] | Non
 
     Args:
         settings: Of serving.
-        replica: Of `pins`, `user_events`, `pin_counts` and `ads`; whoever made it starts and stops it.
+        replica: Of every index; whoever made it starts and stops it.
         rules: Of frequency; None: those of `conf/frequency.yaml`.
 
     Raises:
@@ -56,6 +56,7 @@ def create_app(settings: Settings, replica: Replica, rules: Sequence[Rule] | Non
     app.state.metrics = Metrics(replica)
     ground = Ground(replica, settings.serving.max_wait_ms)
     users.register(app, ground)
+    follows.register(app, ground)
     counters.register(app, ground)
     frequency.register(app, ground, load_rules(RULES_FILE) if rules is None else rules)
     pins.register(app, ground)
