@@ -163,7 +163,7 @@ def change(pin: str, version: int, time_ms: int, price: int) -> list[Row]:
         fact(
             "changes",
             pin,
-            version.to_bytes(8, "big") + family.encode(),
+            f"{version:016x} {family}".encode(),
             version,
             time_ms,
             {"version": version, "family": family, "is_gone": False, **told},

@@ -116,7 +116,7 @@ def change(pin_id: str, version: int, time_ms: int, is_gone: bool = False, **sai
     for family, names in (("catalogue", ("title",)), ("offer", ("price_usd_micros", "is_available"))):
         told = {name: said[name] for name in names if name in said}
         if told or is_gone:
-            about = version.to_bytes(8, "big") + family.encode()
+            about = f"{version:016x} {family}".encode()
             rows.append(
                 {
                     "family": "changes",

@@ -41,7 +41,7 @@ CHANGE = pa.schema(
     ]
 )
 
-_ID = "concat(unhex(lpad(hex(version), 16, '0')), cast(told.family AS binary))"
+_ID = "concat(lpad(lower(hex(version)), 16, '0'), ' ', told.family)"  # text, and in order by version
 _SAID = ", ".join(
     f"CASE told.family WHEN '{family}' THEN {family}.{name} END AS {name}"
     for family, names in FIELDS.items()

@@ -77,7 +77,7 @@ class Update(NamedTuple):
             Statement(
                 "changes",
                 self.pin.encode(),
-                self.version.to_bytes(8, "big") + family.encode(),
+                f"{self.version:016x} {family}".encode(),
                 (self.version, int(self.is_deleted), self.hashed(family), -self.time_ms),
                 False,
                 self.hashed(family),

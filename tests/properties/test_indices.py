@@ -209,7 +209,7 @@ def about_changes(row: Row) -> list[Statement]:
         Statement(
             "changes",
             row["pin_id"].encode(),
-            row["version"].to_bytes(8, "big") + family.encode(),
+            f"{row['version']:016x} {family}".encode(),
             (row["version"], row["is_deleted"], row[f"{family}_hash"], -taken_ms_of(row)),
             False,
             row[f"{family}_hash"],
