@@ -4,17 +4,18 @@ Bases of made-up follows, changes of pins and events are built and served. Over 
 and 1,000 pins and users are asked for, each kind apart, with nothing beside (`inbox_p50_ms_10` and so on); every answer
 is held against plain Python over the same records (`mismatches`). One pin has `--followers` followers.
 
+For comparison one change of it is written as a fact for each follower, by the shipped writer of deltas, in epochs as
+large as streams make them, and folded by the shipped overlay (`pushed_*`): what fan-out on write would cost.
+
 Then all streams run, and that pin is changed `--changes` times through the shipped producer. A sample of its followers
 is asked for every 35 ms, and each change is timed from the producer's call to the answer that has it (`fresh_*`);
 `writes_per_change` is how many facts its delta has of it.
-
-For comparison one such change is written as a fact for each follower, by the shipped writer of deltas, in epochs as
-large as streams make them, and folded by the shipped overlay (`pushed_*`): what fan-out on write would cost.
 """
 
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,8 +81,9 @@ def main(given: Sequence[str]) -> int:
         machine = harness.machine()
         load_s = events.start(settings)
         result = {"benchmark": "inbox", "followers": options.followers} | measured(settings, made, options)
-        result |= fresh(settings, options)
         result |= pushed(settings.home / "pushed", options.followers, settings.streams.max_rows_per_epoch)
+        say(json.dumps(result))  # the streams are still to come
+        result |= fresh(settings, options)
         result |= {"pins": options.pins, "facts": sizes, "load_s": load_s}
     harness.publish(result | machine)
     return 0 if result["mismatches"] == result["unseen"] == 0 else 1
