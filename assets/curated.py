@@ -12,7 +12,7 @@ from pipelines.ingest import evolution
 
 
 def _curated(source: Source) -> dg.AssetsDefinition:
-    specs = [lake.TABLES[part.table] for part in source.parts]
+    specs = [lake.TABLES[part.table] for part in source.tables]
 
     @dg.multi_asset(
         name=f"curated_{source.contract.name}",
@@ -45,7 +45,7 @@ def _written(source: Source, raw: Pinned, platform: Platform) -> list[dg.Materia
     result = curate(source, raw.rows, rows=raw.snapshot.rows, snapshot_id=raw.snapshot.id)
     account = dg.JsonMetadataValue(result.account.to_json())
     written: list[dg.MaterializeResult] = []
-    for part in source.parts:
+    for part in source.tables:
         spec = source.spec(part)
         evolution.grow(platform.settings, spec, source.contract)
         lake.ensure(platform.spark, spec)

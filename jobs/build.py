@@ -236,7 +236,7 @@ def _selected(indices: list[str], is_published: bool, after_curated: bool) -> dg
     chosen: dg.AssetSelection = dg.AssetSelection.assets(*[[_last(is_published), name] for name in indices])
     if is_published:
         chosen |= chosen.downstream(depth=1) & dg.AssetSelection.groups(CORRECTED)
-    needed = chosen.upstream().required_multi_asset_neighbors()
+    needed = chosen.upstream().required_multi_asset_neighbors()  # the tables of a topic are made together
     before = ("raw", "curated") if after_curated else ()
     return needed - dg.AssetSelection.groups(*before)
 

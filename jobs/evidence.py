@@ -24,7 +24,7 @@ from jobs.controls import Controls
 from jobs.topic import TIMEOUT_S, Topic
 from jobs.trace import Based, Commit, Door, Epoch, Evidence, Folded, Kafka, OfIndex, Record, Stage, Standing
 from pipelines import lake, logs, tracing
-from pipelines.contracts import Contract
+from pipelines.contracts import FOLLOWED, Contract
 from pipelines.curate import source_of
 from pipelines.errors import TidemarkError
 from pipelines.indexing import delta
@@ -418,6 +418,15 @@ def _answer(settings: Settings, contract: Contract, record: Record) -> Answer:
             if said.status == 200:
                 return Answer(record.identity, said.body, "served")
             return Answer(record.identity, None, "there is no such pin, or it was deleted")
+        if contract.topic == "user-follows":
+            said = client.request(
+                _serving(settings), f"/v1/users/{key}/follows", {"limit": 1000}, timeout_s=TIMEOUT_S
+            )
+            field = FOLLOWED[record.identity[1]]
+            found = [one for one in said.body["follows"] if one[field] == record.identity[2]]
+            if found:
+                return Answer(record.identity, found[0], "served")
+            return Answer(record.identity, None, "it is not among what the user follows (the newest 1000)")
         # A deletion has no time: then the newest events are looked through.
         params: dict[str, Any] = {"limit": 1000}
         if record.event_time_ms is not None:

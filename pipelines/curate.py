@@ -15,7 +15,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import lake
-from pipelines.contracts import PIN_UPDATES, PROVENANCE, USER_INTERACTIONS, Contract, accepted_schema, frames
+from pipelines.contracts import (
+    PIN_UPDATES,
+    PROVENANCE,
+    USER_FOLLOWS,
+    USER_INTERACTIONS,
+    Contract,
+    accepted_schema,
+    frames,
+)
 from pipelines.errors import TidemarkError
 
 if TYPE_CHECKING:
@@ -37,16 +45,30 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A raw table, what identifies its records, and the curated tables that it becomes."""
+    """A raw table, what identifies its records, and the curated tables that it becomes.
+
+    Attributes:
+        contract: Of the topic.
+        identity: The columns that identify a record.
+        parts: What stands of it, family by family.
+        history: A table of what was said version by version, whether it stands or not; None: there is none. It has no
+            say in what becomes of a record.
+    """
 
     contract: Contract
     identity: tuple[str, ...]
     parts: tuple[Part, ...]
+    history: Part | None = None
 
     @property
     def raw_table(self) -> str:
         """The raw table of the topic."""
         return self.contract.raw_table
+
+    @property
+    def tables(self) -> tuple[Part, ...]:
+        """The curated tables: of what stands, and of what was said."""
+        return self.parts if self.history is None else (*self.parts, self.history)
 
     def under(self, contract: Contract) -> Source:
         """This source with what was learned of its contract's fields: the first part has the new columns, too."""
@@ -113,6 +135,12 @@ SOURCES: dict[str, Source] = {
                 )
                 for family in ("catalogue", "offer")
             ),
+            Part("curated.pin_changes", "catalogue_hash", tuple(PIN_UPDATES.row_schema.names)),
+        ),
+        Source(
+            USER_FOLLOWS,
+            ("user_id", "kind", "followed_id"),
+            (Part("curated.user_follows", "content_hash", tuple(USER_FOLLOWS.row_schema.names)),),
         ),
     )
 }
@@ -190,7 +218,8 @@ class Curated(NamedTuple):
     max_broker_time_ms: int | None
 
     def table(self, part: Part) -> DataFrame:
-        """The rows of a curated table: for each identity the fact that stands, with its provenance."""
+        """The rows of a curated table: for each identity (and version, in a history) the fact that stands, with its
+        provenance."""
         return standing(self.source, self.judged, part)
 
     def close(self) -> None:
@@ -265,8 +294,35 @@ def judge(source: Source, decoded: DataFrame) -> DataFrame:
 
 def standing(source: Source, judged: DataFrame, part: Part) -> DataFrame:
     """Of judged rows those that stand in a part's table, with their provenance."""
+    if part == source.history:
+        return _told(source, judged).select(*part.columns, *PROVENANCE.names)
     winners = judged.filter(f"_first_{source.parts.index(part)}")
     return winners.select(*part.columns, *PROVENANCE.names)
+
+
+def _told(source: Source, judged: DataFrame) -> DataFrame:
+    """Accepted rows by what they were the first to say: of each identity, version and family one row has it.
+
+    Of rows that say different things of one version the rank decides, of those that say the same which happened first;
+    in a row that is neither the family is null, and a row without a family is left out.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    happened = F.coalesce("event_time", "broker_time")
+    provenance = F.struct("broker_time", *[name for name in PROVENANCE.names if name != "broker_time"])
+    told = judged.filter("_reason IS NULL")
+    hashes = [part.content_hash for part in source.parts]
+    for part in source.parts:
+        mine = F.col(part.content_hash)
+        order = [F.col("is_deleted").desc(), mine.desc_nulls_last(), happened, provenance]
+        window = Window.partitionBy(*source.identity, "version").orderBy(*order)
+        others = {name for other in source.parts if other != part for name in other.columns}
+        is_first = F.row_number().over(window) == 1
+        told = told.withColumn("_is_first", is_first)
+        own = [name for name in part.columns if name not in others]
+        told = told.withColumns({name: F.when(F.col("_is_first"), F.col(name)) for name in own})
+    return told.filter(functools.reduce(_or, [F.col(name).isNotNull() for name in hashes]))
 
 
 def _and(left: Column, right: Column) -> Column:

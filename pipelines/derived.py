@@ -37,7 +37,7 @@ def transforms() -> dict[str, Callable[[Read], DataFrame]]:
     curated = {
         part.table: functools.partial(_curated, source, part)
         for source in SOURCES.values()
-        for part in source.parts
+        for part in source.tables
     }
     indices = {
         index_rows.table(spec).name: functools.partial(index_rows.rows, spec) for spec in INDICES.values()

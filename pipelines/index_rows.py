@@ -33,6 +33,9 @@ DELTA = "_delta"
 MODELLED = {("pins", "embedding"): "features.pin_vectors"}
 """(index, family) → the table of what a model computed, for families that no stream feeds."""
 
+HISTORIES = {"pin_changes": "curated.pin_changes"}
+"""Index → the table of all that was said, for those of which an event is a statement, and not what stands."""
+
 FACT_DOCS = {
     "identity": "length-prefixed parts, the family among them",
     "identity_hash": "first 16 bytes of the identity's SHA-256",
@@ -148,6 +151,8 @@ def input_of(spec: IndexSpec, family: Family) -> str:
         return MODELLED[spec.name, family.name]
     if family.stream in DUMPED:
         return DUMPED[family.stream]
+    if spec.name in HISTORIES:
+        return HISTORIES[spec.name]
     stream = SAME_RECORDS.get(family.stream, family.stream)
     source = SOURCES.get(stream.replace("-", "_"))
     if source is None:

@@ -14,7 +14,15 @@ import pyarrow as pa
 from pipelines.ads import repository
 from pipelines.ads.index import ADS, CONTENT_STREAM, CONTROL_STREAM
 from pipelines.ads.relations import RepositoryState
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, ads_keys, contract_of, decode_table
+from pipelines.contracts import (
+    PIN_UPDATES,
+    USER_FOLLOWS,
+    USER_INTERACTIONS,
+    Contract,
+    ads_keys,
+    contract_of,
+    decode_table,
+)
 from pipelines.errors import TidemarkError
 from pipelines.indexing import base as bases
 from pipelines.indexing import delta
@@ -24,9 +32,11 @@ from pipelines.indexing.replica import Follower, Replica
 from pipelines.indexing.spec import IndexSpec, NoState, State, Sums, Timeline, check, limited, lineage
 from pipelines.indexing.streaming import HotStream
 from pipelines.indexing.versions import Versions
+from pipelines.pins.changes import PIN_CHANGES
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings, SettingsError
 from pipelines.users import pattern_files
+from pipelines.users.follows import USER_FOLLOWS_INDEX
 from pipelines.users.index import DAY_MS, PIN_COUNTS, USER_EVENTS
 from pipelines.users.index import STREAM as EVENTS_STREAM
 from pipelines.users.patterns import index as patterns
@@ -61,15 +71,16 @@ def as_known(stream: HotStream, known: Callable[[Contract], Contract]) -> HotStr
 
 
 USER_PROFILES = patterns.spec_of(lambda: pattern_files.load().patterns)
-INDICES: dict[str, IndexSpec] = {
-    spec.name: check(spec) for spec in (PINS, USER_EVENTS, PIN_COUNTS, ADS, USER_PROFILES)
-}
+_SPECS = (PINS, PIN_CHANGES, USER_EVENTS, PIN_COUNTS, USER_PROFILES, USER_FOLLOWS_INDEX, ADS)
+
+INDICES: dict[str, IndexSpec] = {spec.name: check(spec) for spec in _SPECS}
 STREAMS: dict[str, HotStream] = {
     stream.name: stream
     for stream in (
         _stream(USER_INTERACTIONS),
         _stream(PIN_UPDATES),
         _stream(USER_INTERACTIONS)._replace(name=patterns.STREAM),
+        _stream(USER_FOLLOWS),
         _keys(CONTROL_STREAM, ads_keys.CONTROL, ads_keys.CONTROL_BACKFILL),
         _keys(CONTENT_STREAM, ads_keys.CONTENT, ads_keys.CONTENT_BACKFILL),
     )

@@ -28,7 +28,7 @@ from pyiceberg.table import Table
 from pyiceberg.table import snapshots as iceberg
 
 from pipelines.ads import schema as ads
-from pipelines.contracts import ADS_CHANGES, PIN_UPDATES, PROVENANCE, USER_INTERACTIONS
+from pipelines.contracts import ADS_CHANGES, PIN_UPDATES, PROVENANCE, USER_FOLLOWS, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
 from pipelines.indexing.position import EMPTY, Position, from_text, merge_all
 from pipelines.settings import CATALOG, Lake, Settings
@@ -171,6 +171,8 @@ RAW_USER_INTERACTIONS = _raw(
 )
 RAW_PIN_UPDATES = _raw(PIN_UPDATES.name, "every record of the topic pin-updates and of its loads")
 
+RAW_USER_FOLLOWS = _raw(USER_FOLLOWS.name, "every record of the topic user-follows and of its loads")
+
 RAW_ADS_CHANGES = _raw(ADS_CHANGES.name, "every record of the topic ads-changes")
 
 RAW_DEAD_LETTERS = TableSpec(
@@ -269,6 +271,30 @@ CURATED_EVENT_FEATURES = TableSpec(
     target_file_bytes=64 * _MIB,
 )
 
+CURATED_USER_FOLLOWS = TableSpec(
+    name="curated.user_follows",
+    doc="for each user and pin or user that is followed the statement that stands, tombstones too",
+    columns=(
+        *columns_of(
+            USER_FOLLOWS.row_schema,
+            {
+                "user_id": "who follows",
+                "kind": "what is followed: pin or user",
+                "followed_id": "the pin, or the user, that is followed",
+                "event_time": "when it was followed, if the record says so; null in a tombstone",
+                "version": "version of the statement",
+                "is_deleted": "whether it is a tombstone: followed no more",
+                "content_hash": "hash of what the record says, unknown fields included",
+            },
+            {"event_time": "UTC"},
+        ),
+        *_provenance(),
+    ),
+    owner="curate",
+    sorted_by=("user_id", "kind", "followed_id"),
+    target_file_bytes=64 * _MIB,
+)
+
 
 def _pins(family: str, doc: str) -> TableSpec:
     docs = {
@@ -292,6 +318,31 @@ def _pins(family: str, doc: str) -> TableSpec:
 
 CURATED_PINS_CATALOGUE = _pins("catalogue", "title, category, department and brand; null in a tombstone")
 CURATED_PINS_OFFER = _pins("offer", "price in micro-dollars, and availability; null in a tombstone")
+
+CURATED_PIN_CHANGES = TableSpec(
+    name="curated.pin_changes",
+    doc="of each pin, version and family what was said, as it was said first: the history of the pins",
+    columns=(
+        *columns_of(
+            PIN_UPDATES.row_schema,
+            {
+                "pin_id": "which pin",
+                "version": "version of the record",
+                "event_time": "when, if the record says so",
+                "is_deleted": "whether the pin was deleted",
+                "catalogue": "what it set of the catalogue; null if nothing, or if another row of the version has it",
+                "catalogue_hash": "hash of that; null as it is",
+                "offer": "what it set of the offer; as with the catalogue",
+                "offer_hash": "hash of that; null as it is",
+            },
+            {"event_time": "UTC"},
+        ),
+        *_provenance(),
+    ),
+    owner="curate",
+    sorted_by=("pin_id", "version"),
+    target_file_bytes=64 * _MIB,
+)
 
 FEATURES_PIN_VECTORS = TableSpec(
     name="features.pin_vectors",
@@ -645,6 +696,7 @@ TABLES: dict[str, TableSpec] = {
     for spec in (
         RAW_USER_INTERACTIONS,
         RAW_PIN_UPDATES,
+        RAW_USER_FOLLOWS,
         RAW_ADS_CHANGES,
         RAW_DEAD_LETTERS,
         RAW_HOUSEHOLDS,
@@ -652,6 +704,8 @@ TABLES: dict[str, TableSpec] = {
         CURATED_EVENT_FEATURES,
         CURATED_PINS_CATALOGUE,
         CURATED_PINS_OFFER,
+        CURATED_USER_FOLLOWS,
+        CURATED_PIN_CHANGES,
         FEATURES_PIN_VECTORS,
         FEATURES_USER_VECTORS,
         *REPO.values(),

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines import index_rows, lake
 from pipelines.ads import schema as ads
-from pipelines.contracts import ACTIONS, CONTRACTS, OBJECTS, PIN_UPDATES
+from pipelines.contracts import ACTIONS, CONTRACTS, FOLLOWED, OBJECTS, PIN_UPDATES
 from pipelines.contracts.contract import MAX_USD_MICROS
 from pipelines.indexing import facts
 from pipelines.indexing.spec import IndexSpec, Sums
@@ -265,6 +265,42 @@ def _pins(family: str, **by_hand: Mapping[str, object]) -> Suite:
     )
 
 
+_USER_FOLLOWS = Suite(
+    lake.CURATED_USER_FOLLOWS.name,
+    _with(
+        derived(lake.CURATED_USER_FOLLOWS),
+        user_id={**_REQUIRED, "kind": "id"},
+        kind={**_REQUIRED, "one_of": tuple(FOLLOWED), "kind": "category"},
+        followed_id={**_REQUIRED, "kind": "id"},
+        broker_time=_REQUIRED,
+    ),
+    key=("user_id", "kind", "followed_id"),
+    live="NOT is_deleted",
+    rules=(
+        _ONE_SOURCE,
+        Rule("is_of_another", "kind != 'user' OR followed_id != user_id", "nobody follows themself"),
+    ),
+)
+
+_PIN_CHANGES = Suite(
+    lake.CURATED_PIN_CHANGES.name,
+    _with(
+        derived(lake.CURATED_PIN_CHANGES),
+        pin_id={**_REQUIRED, "kind": "id"},
+        catalogue_hash={"is_always_required": False},
+        offer_hash={"is_always_required": False},
+        broker_time=_REQUIRED,
+    ),
+    key=("pin_id", "version", "catalogue_hash", "offer_hash"),
+    live="NOT is_deleted",
+    rules=(
+        _ONE_SOURCE,
+        Rule(
+            "sets_a_family", "coalesce(catalogue_hash, offer_hash) IS NOT NULL", "a statement sets a family"
+        ),
+    ),
+)
+
 _IS_FINITE = Rule(
     "is_finite",
     "NOT exists(vector, x -> x IS NULL OR isnan(x) OR abs(x) = float('infinity'))",
@@ -346,6 +382,8 @@ SUITES: dict[str, Suite] = {
             offer__price_usd_micros={"is_required": True, "kind": "number"},
             offer__is_available={"is_required": True, "kind": "category"},
         ),
+        _USER_FOLLOWS,
+        _PIN_CHANGES,
         _PIN_VECTORS,
         _USER_VECTORS,
         *[_repo(table) for table in ads.TABLES.values()],

@@ -377,7 +377,7 @@ def _decoded(home: Home, contract: Contract, snapshot_id: int) -> Iterator[tuple
 def _curated(home: Home) -> Iterator[Found]:
     held = home.held()
     for source in SOURCES.values():
-        for part in source.parts:
+        for part in source.tables:
             said = _said_position(home, part.table)
             if not held.covers(said):
                 what = f"it holds {_beyond(said, held)}, which {source.raw_table} does not"

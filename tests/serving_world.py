@@ -27,7 +27,7 @@ from pipelines.settings import Settings
 from tests import ads_world
 from tests.ads_world import Rows
 
-INTERACTIONS, UPDATES = "user-interactions@one", "pin-updates@two"
+INTERACTIONS, UPDATES, FOLLOWS = "user-interactions@one", "pin-updates@two", "user-follows@three"
 MODEL_ID = "pin_als/7"
 DAY_MS = 86_400_000
 NEWEST_MS = 1_700_000_000_000
@@ -89,6 +89,74 @@ def pin(pin_id: str, version: int = 1, is_deleted: bool = False, **said: Any) ->
     if said.get("offer", True):
         offer = {"price_usd_micros": 1_500_000, "is_available": said.get("is_available", True)}
         rows.append(common | {"family": "offer", "content_hash": 2, "payload": offer})
+    return rows
+
+
+def follow(
+    user: str, since_ms: int, *, pin: str | None = None, followed: str | None = None, **said: Any
+) -> Row:
+    """A follow of a pin or of a user, as the index of follows holds it."""
+    about = (f"p{pin}" if followed is None else f"u{followed}").encode()
+    return {
+        "family": "follows",
+        "identity": [user.encode(), about],
+        "key": user.encode(),
+        "id": about,
+        "time_ms": since_ms,
+        "version": (said.get("version", 1),),
+        "content_hash": 1,
+        "is_deleted": said.get("is_deleted", False),
+        "payload": {"pin_id": pin, "followed_user_id": followed, "version": said.get("version", 1)},
+    }
+
+
+def change(pin_id: str, version: int, time_ms: int, is_gone: bool = False, **said: Any) -> list[Row]:
+    """What a record said of a pin, as the index of changes holds it: its title and its offer, where they are said."""
+    rows = []
+    for family, names in (("catalogue", ("title",)), ("offer", ("price_usd_micros", "is_available"))):
+        told = {name: said[name] for name in names if name in said}
+        if told or is_gone:
+            about = f"{version:016x} {family}".encode()
+            rows.append(
+                {
+                    "family": "changes",
+                    "identity": [pin_id.encode(), about],
+                    "key": pin_id.encode(),
+                    "id": about,
+                    "time_ms": time_ms,
+                    "version": (version,),
+                    "content_hash": 1,
+                    "payload": {"version": version, "family": family, "is_gone": is_gone, **told},
+                }
+            )
+    return rows
+
+
+def follows() -> list[Row]:
+    """The user `fan` follows pins 1, 2 and an odd one, and the users u1 and u2, the last two days or longer."""
+    return [
+        follow("fan", NEWEST_MS - 10 * DAY_MS, pin="1"),
+        follow("fan", NEWEST_MS - 2 * DAY_MS, pin="2"),
+        follow("fan", NEWEST_MS - 3 * DAY_MS, pin=ODD_PIN),
+        follow("fan", NEWEST_MS - 4 * DAY_MS, followed="u1"),
+        follow("fan", NEWEST_MS - 4 * DAY_MS, followed=ODD_USER),
+        follow("fan", NEWEST_MS - 5 * DAY_MS, pin="3", version=2, is_deleted=True),
+    ]
+
+
+def changes() -> list[Row]:
+    """Pins 1 to 3 and an odd one: new forty days ago, and cheaper three days ago."""
+    rows: list[Row] = []
+    for pin_id in ("1", "2", "3", ODD_PIN):
+        rows += change(
+            pin_id,
+            1,
+            NEWEST_MS - 40 * DAY_MS,
+            title=f"pin {pin_id}",
+            price_usd_micros=2_000_000,
+            is_available=True,
+        )
+        rows += change(pin_id, 2, NEWEST_MS - 3 * DAY_MS, price_usd_micros=1_500_000, is_available=True)
     return rows
 
 
@@ -184,6 +252,12 @@ def build_world(settings: Settings) -> dict[str, str]:
         ),
         "user_events": publish(settings, "user_events", [happened for happened, _ in events], cut, {}),
         "pin_counts": publish(settings, "pin_counts", [counted for _, counted in events], cut, {}),
+        "user_follows": publish(
+            settings, "user_follows", follows(), Position({FOLLOWS: {0: CUT}}, frozenset()), {}
+        ),
+        "pin_changes": publish(
+            settings, "pin_changes", changes(), Position({UPDATES: {0: CUT}}, frozenset()), {}
+        ),
         "ads": ads_world.publish(settings, ads_facts(account())),
         "user_profiles": publish(settings, "user_profiles", [], cut, {}),  # a test folds in what fired
     }

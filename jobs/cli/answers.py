@@ -192,6 +192,58 @@ def events(
     console.table(f"Events of user {user}", columns, rows, _stands_on(answer) + more)
 
 
+@query_app.command()
+def inbox(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
+    cursor: Annotated[
+        str | None, typer.Option(help="Where a page before said that the next one begins.")
+    ] = None,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """What became of the pins and users that a user follows, the newest first."""
+    from jobs import client
+
+    path = f"/v1/users/{client.quote(user)}/inbox"
+    answer = _ask(path, {"limit": limit, "cursor": cursor, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    body = answer.body
+    rows = [(e["time"], e.get("user_id") or "", e["what"], e["pin_id"], _changed(e)) for e in body["entries"]]
+    note = f"{_stands_on(answer)}\nof {body['follows_read']} follows"
+    note += ", and more that were not read" if body["has_more_follows"] else ""
+    note += f"\nmore: --cursor {body['next_cursor']}" if body["next_cursor"] else ""
+    columns = ("time (UTC)", "user", "what", "pin", "changes")
+    console.table(f"Inbox of user {user}", columns, rows, note)
+
+
+def _changed(entry: dict[str, Any]) -> str:
+    """What an entry says beside what it is about, in a line."""
+    return ", ".join(
+        f"{change['field']}: {change['from']} → {change['to']}" for change in entry.get("changes", ())
+    )
+
+
+@query_app.command()
+def follows(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
+    min_position: After = None,
+    as_json: Json = False,
+) -> None:
+    """Which pins and users a user follows, and since when."""
+    from jobs import client
+
+    answer = _ask(f"/v1/users/{client.quote(user)}/follows", {"limit": limit, "min_position": min_position})
+    if as_json:
+        console.emit_json(_with_headers(answer))
+        return
+    rows = [(f["since"], f["pin_id"] or "", f["followed_user_id"] or "") for f in answer.body["follows"]]
+    console.table(f"User {user} follows", ("since (UTC)", "pin", "user"), rows, _stands_on(answer))
+
+
 def _value(event: dict[str, Any]) -> str:
     micros = event.get("value_usd_micros")
     return "" if micros is None else f"${micros / 1e6:,.2f}"

@@ -178,7 +178,9 @@ def send(
         list[str] | None,
         typer.Argument(metavar="[JSON]...", help="Records; `-` or none: one a line from standard input."),
     ] = None,
-    topic: Annotated[str, typer.Option(help="`user-interactions` or `pin-updates`.")] = "user-interactions",
+    topic: Annotated[
+        str, typer.Option(help="`user-interactions`, `pin-updates` or `user-follows`.")
+    ] = "user-interactions",
     file: Annotated[Path | None, typer.Option(help="A file with one record a line, or a JSON array.")] = None,
     fill: Annotated[
         bool, typer.Option("--fill", help="Give events without event_id or event_time new ones.")

@@ -25,7 +25,9 @@ def trace(
     event: Annotated[
         str, typer.Argument(metavar="EVENT_ID", help="An event's id; for pin-updates, a pin's.")
     ],
-    topic: Annotated[str, typer.Option(help="`user-interactions` or `pin-updates`.")] = "user-interactions",
+    topic: Annotated[
+        str, typer.Option(help="`user-interactions`, `pin-updates` or `user-follows`.")
+    ] = "user-interactions",
     user: Annotated[str | None, typer.Option(help="Only this user's event: ids are a user's own.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Superseded statements, too: reads the whole raw table.")

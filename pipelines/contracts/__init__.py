@@ -24,11 +24,12 @@ from pipelines.contracts.contract import (
 )
 from pipelines.contracts.fields import Field
 from pipelines.contracts.pin_updates import PIN_UPDATES
+from pipelines.contracts.user_follows import FOLLOWED, USER_FOLLOWS
 from pipelines.contracts.user_interactions import ACTIONS, OBJECTS, USER_INTERACTIONS
 from pipelines.errors import TidemarkError
 
 CONTRACTS: dict[str, Contract] = {
-    contract.topic: contract for contract in (USER_INTERACTIONS, PIN_UPDATES, ADS_CHANGES)
+    contract.topic: contract for contract in (USER_INTERACTIONS, PIN_UPDATES, USER_FOLLOWS, ADS_CHANGES)
 }
 """Every contract whose topic is archived, by its topic."""
 
@@ -60,12 +61,14 @@ __all__ = [
     "ADS_BUDGETS",
     "ADS_CHANGES",
     "CONTRACTS",
+    "FOLLOWED",
     "INTERNAL",
     "OBJECTS",
     "PIN_UPDATES",
     "PROVENANCE",
     "REASONS",
     "RECORD",
+    "USER_FOLLOWS",
     "USER_INTERACTIONS",
     "Contract",
     "Decoded",

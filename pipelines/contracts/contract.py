@@ -102,6 +102,7 @@ REASONS = {
     "unknown_op": "op is neither upsert nor delete",
     "unknown_table": "the contract does not name this table",
     "no_family": "a record sets no column family",
+    "contradiction": "fields of the record do not go together",
     "retyped_field": "a field has another type than it had before",
     "unknown_field": "a payload has a field that its schema does not declare",
 }

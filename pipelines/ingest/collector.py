@@ -23,7 +23,15 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pipelines import logs, tracing
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, Refusal, decode, payloads
+from pipelines.contracts import (
+    PIN_UPDATES,
+    USER_FOLLOWS,
+    USER_INTERACTIONS,
+    Contract,
+    Refusal,
+    decode,
+    payloads,
+)
 from pipelines.ingest import http
 from pipelines.ingest.evolution import Known
 from pipelines.ingest.http import MAX_BODY_BYTES, RETRY_AFTER_S
@@ -50,6 +58,7 @@ class Taken(NamedTuple):
 TAKEN = (
     Taken("/v1/events", USER_INTERACTIONS, "events", "Take events: what users did with pins."),
     Taken("/v1/pins:update", PIN_UPDATES, "pins", "Take new pins, changed pins and deletions."),
+    Taken("/v1/follows", USER_FOLLOWS, "follows", "Take whom and what users follow, and follow no more."),
 )
 
 

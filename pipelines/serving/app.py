@@ -18,6 +18,7 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.routes import (
     ads,
     counters,
+    follows,
     frequency,
     pages,
     pins,
@@ -75,6 +76,7 @@ def create_app(
     declared = pattern_files.load() if patterns is None else patterns
     users.register(app, ground, declared)
     profiles.register(app, ground, declared)
+    follows.register(app, ground)
     counters.register(app, ground)
     frequency.register(app, ground, load_rules(RULES_FILE) if rules is None else rules)
     pins.register(app, ground)

@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 
 from pipelines.recommend.candidates import Answer
+from pipelines.users.inbox import Follow, InboxEntry, PinEntry
 
 if TYPE_CHECKING:
     from pipelines.ads.overrides import Entry
@@ -42,6 +43,33 @@ EXAMPLE_EVENT = {
     "view_type": None,
     "payload": None,
     "features": None,
+}
+EXAMPLE_FOLLOW = {
+    "pin_id": "1029743",
+    "followed_user_id": None,
+    "since": "2017-01-01T11:53:26.000Z",
+    "version": 1,
+}
+EXAMPLE_PIN_ENTRY = {
+    "kind": "pin",
+    "time": "2017-02-01T08:00:00.000Z",
+    "what": "changed",
+    "pin_id": "1029743",
+    "version": 7,
+    "title": "FLUID MILK WHITE ONLY",
+    "changes": [
+        {"field": "price_usd_micros", "from": 2_490_000, "to": 1_990_000},
+        {"field": "is_available", "from": False, "to": True},
+    ],
+}
+EXAMPLE_USER_ENTRY = {
+    "kind": "user",
+    "time": "2017-02-01T07:59:00.000Z",
+    "what": "save",
+    "user_id": "17",
+    "event_id": "s1",
+    "pin_id": "1095275",
+    "category": None,
 }
 EXAMPLE_AD = {
     "ad_id": "a17",
@@ -122,6 +150,50 @@ def events(table: pa.Table) -> list[dict[str, Any]]:
 def as_json(written: str | None) -> orjson.Fragment | None:
     """What is kept as JSON, as a part of an answer."""
     return None if written is None else orjson.Fragment(written)
+
+
+def follows(found: Iterable[Follow]) -> list[dict[str, Any]]:
+    """What a user follows, in the order given."""
+    found = list(found)
+    times = times_of(np.array([one.since_ms for one in found], np.int64))
+    return [
+        {
+            "pin_id": None if one.pin_id is None else text(one.pin_id),
+            "followed_user_id": None if one.followed_user_id is None else text(one.followed_user_id),
+            "since": time,
+            "version": one.version,
+        }
+        for one, time in zip(found, times, strict=True)
+    ]
+
+
+def inbox(entries: Iterable[InboxEntry]) -> list[dict[str, Any]]:
+    """Entries of an inbox, in the order given."""
+    entries = list(entries)
+    times = times_of(np.array([entry.time_ms for entry in entries], np.int64))
+    return [_entry(entry, time) for entry, time in zip(entries, times, strict=True)]
+
+
+def _entry(entry: InboxEntry, time: str) -> dict[str, Any]:
+    if isinstance(entry, PinEntry):
+        return {
+            "kind": "pin",
+            "time": time,
+            "what": entry.what,
+            "pin_id": text(entry.pin_id),
+            "version": entry.version,
+            "title": entry.title,
+            "changes": [{"field": c.field, "from": c.was, "to": c.is_now} for c in entry.changes],
+        }
+    return {
+        "kind": "user",
+        "time": time,
+        "what": entry.action,
+        "user_id": text(entry.user_id),
+        "event_id": text(entry.event_id),
+        "pin_id": entry.pin_id,
+        "category": entry.category,
+    }
 
 
 def times_of(times_ms: np.ndarray) -> list[str]:

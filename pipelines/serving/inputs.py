@@ -144,15 +144,15 @@ class Query:
         except Exception as error:
             raise Problem(400, "min_position", f"not a position: {_shown(str(error))}", allowed) from None
 
-    def cursor(self) -> tuple[int, bytes] | None:
-        """Where a page of events begins: after this (time_ms, event id); None for the first page."""
+    def cursor(self, most_bytes: int = MAX_ID_BYTES) -> tuple[int, bytes] | None:
+        """Where a page begins: after this (time_ms, id of at most so many bytes); None for the first page."""
         text = self._values.get("cursor")
         if text is None:
             return None
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             time_ms, event = _TIME.unpack_from(raw)[0], raw[_TIME.size :]
-            if not event or len(event) > MAX_ID_BYTES:
+            if not event or len(event) > most_bytes:
                 raise ValueError("no event id")
         except (binascii.Error, ValueError, struct.error):
             allowed = "`next_cursor` of the page before, unchanged"

@@ -20,7 +20,7 @@ from pipelines.serving.inputs import (
     MAX_USERS,
 )
 from pipelines.serving.routing import ARROW
-from pipelines.users import counter_sql, counters, sequences, spans
+from pipelines.users import counter_sql, counters, inbox, sequences, spans
 
 TOKEN = "eyJ0b3BpY3MiOnt9LCJsb2FkcyI6W119"
 HEADERS = {
@@ -93,7 +93,7 @@ def _number(name: str, description: str, default: int | None, least: int, most: 
 
 
 K = _number("k", "How many pins.", 10, 1, MAX_K)
-LIMIT = _number("limit", "How many events.", 100, 1, MAX_LIMIT)
+LIMIT = _number("limit", "How many of the newest.", 100, 1, MAX_LIMIT)
 FROM = _number(
     "from_ms",
     "Count hours from this time on, in ms since 1970; by default all that is known.",
@@ -220,6 +220,44 @@ PROFILE = operation(
     tag="users",
     description="Interests by category, of the user's events and of what the rules of conf/patterns.yaml fired, both "
     "fading; the segments that the user is in; the firings that last. An unknown user has an empty profile.",
+    problems=BAD | LATE,
+)
+FOLLOWS = operation(
+    "What a user follows, the newest first",
+    {
+        "user_id": "900",
+        "follows": [documents.EXAMPLE_FOLLOW],
+        "is_complete": True,
+        "next_cursor": None,
+    },
+    USER,
+    LIMIT,
+    CURSOR,
+    MIN_POSITION,
+    tag="users",
+    description="Of each one of `pin_id` and `followed_user_id` is null. A page says where the next one begins.",
+    problems=BAD | LATE,
+)
+INBOX = operation(
+    "What became of what a user follows, the newest first",
+    {
+        "user_id": "900",
+        "entries": [documents.EXAMPLE_PIN_ENTRY, documents.EXAMPLE_USER_ENTRY],
+        "follows_read": 2,
+        "has_more_follows": False,
+        "is_complete": True,
+        "next_cursor": None,
+    },
+    USER,
+    LIMIT,
+    CURSOR,
+    MIN_POSITION,
+    tag="users",
+    description="Put together from the followed pins' changes and the followed users' public actions "
+    f"({', '.join(inbox.PUBLIC_ACTIONS)}), each since it is followed. `what` of a pin is changed, gone, back or new; "
+    "`changes` has the fields of its document that are not what they were. A statement that changes nothing makes no "
+    f"entry. Of the newest {inbox.MAX_FOLLOWS:,} follows; `has_more_follows` says whether there are more. An unknown "
+    "user's inbox is empty.",
     problems=BAD | LATE,
 )
 PIN_DOCUMENT = operation(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.indexing.replica import Replica
 
 PINS, EVENTS, COUNTS, ADS, PROFILES = "pins", "user_events", "pin_counts", "ads", "user_profiles"
+FOLLOWS, CHANGES = "user_follows", "pin_changes"
 POLL_S = 0.01
 T = TypeVar("T")
 BASE_VERSION, POSITION, STALE = "Tidemark-Base-Version", "Tidemark-Position", "Tidemark-Stale"

@@ -76,4 +76,45 @@ REJECTED_ROWS = View(
     ),
 )
 
-VIEWS = (WEEKLY_SALES, REJECTED_ROWS)
+MOST_FOLLOWED = View(
+    name="most_followed",
+    doc="how many users follow each pin that anybody follows, and what was said of it last",
+    sql="""
+        WITH followed AS (
+            SELECT followed_id AS pin_id, count(*) AS followers
+            FROM curated.user_follows WHERE NOT is_deleted AND kind = 'pin' GROUP BY 1
+        ),
+        said AS (
+            SELECT pin_id, version, is_deleted, coalesce(event_time, broker_time) AS said_at,
+                   count(*) OVER (PARTITION BY pin_id) AS statements,
+                   row_number() OVER (
+                       PARTITION BY pin_id ORDER BY version DESC, coalesce(event_time, broker_time) DESC
+                   ) AS place
+            FROM curated.pin_changes
+        )
+        SELECT f.pin_id, f.followers, c.catalogue.title AS title,
+               o.offer.price_usd_micros AS price_usd_micros, o.offer.is_available AS is_available,
+               s.statements, s.version AS newest_version, s.said_at AS newest_at, s.is_deleted AS is_gone
+        FROM followed AS f
+        LEFT JOIN said AS s ON s.pin_id = f.pin_id AND s.place = 1
+        LEFT JOIN curated.pins_catalogue AS c ON c.pin_id = f.pin_id AND NOT c.is_deleted
+        LEFT JOIN curated.pins_offer AS o ON o.pin_id = f.pin_id AND NOT o.is_deleted
+    """,
+    columns={
+        "pin_id": "which pin",
+        "followers": "users who follow it",
+        "title": "of the pin; null if it has no catalogue",
+        "price_usd_micros": "of the pin now, in micro-dollars",
+        "is_available": "whether the pin is to be had now",
+        "statements": "how often something was said of it; null if never",
+        "newest_version": "version of the newest of these",
+        "newest_at": "when that was said, UTC",
+        "is_gone": "whether it deleted the pin",
+    },
+    examples=(
+        "SELECT pin_id, title, followers, newest_at FROM explore.most_followed"
+        " ORDER BY followers DESC, pin_id LIMIT 10",
+    ),
+)
+
+VIEWS = (WEEKLY_SALES, REJECTED_ROWS, MOST_FOLLOWED)

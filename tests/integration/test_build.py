@@ -20,7 +20,7 @@ from jobs import build as building
 from jobs import definitions, notebooks, openlineage, processes
 from jobs.build import BuildReport, build
 from pipelines import column_lineage, curate, derived, lake, preflight, replay, staging
-from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_INTERACTIONS, Contract
+from pipelines.contracts import ACTIONS, PIN_UPDATES, USER_FOLLOWS, USER_INTERACTIONS, Contract
 from pipelines.indexing.base import open_base
 from pipelines.indexing.documents import DocumentsView
 from pipelines.indexing.position import Position
@@ -94,6 +94,25 @@ def pins() -> list[Record | str]:
         {"pin_id": "p5"},
     ]
     return records
+
+
+def follows() -> list[Record | str]:
+    """Each user follows a pin and the user before; some no more, and of these some again."""
+    records: list[Record | str] = [
+        {"user_id": f"u{n}", "pin_id": f"p{n % PINS}", "event_time": f"2024-03-01T{n:02}:00:00Z"}
+        for n in range(USERS)
+    ]
+    records += [{"user_id": f"u{n}", "followed_user_id": f"u{n - 1}", "version": 1} for n in range(1, USERS)]
+    records += [
+        {"user_id": f"u{n}", "pin_id": f"p{n % PINS}", "version": 2, "op": "delete"}
+        for n in range(0, USERS, 2)
+    ]
+    records += [
+        {"user_id": f"u{n}", "pin_id": f"p{n % PINS}", "version": 3, "event_time": "2024-03-02T00:00:00Z"}
+        for n in range(0, USERS, 4)
+    ]
+    records += [{"user_id": "u1", "followed_user_id": "u0", "version": 1}]  # said before
+    return [*records, {"user_id": "u1", "followed_user_id": "u1"}, {"user_id": "u1"}]
 
 
 def put(
@@ -170,6 +189,27 @@ def expected_documents(updates: Sequence[Record | str]) -> dict[str, dict[str, R
     return {pin: families for pin, families in found.items() if "catalogue" in families}
 
 
+def expected_follows(user: int) -> list[tuple[str, int]]:
+    """The pins that a user follows, each with when."""
+    if user % 4 == 2:
+        return []
+    began = f"2024-03-01T{user:02}:00:00Z" if user % 4 else "2024-03-02T00:00:00Z"
+    return [(f"p{user % PINS}", millis(began))]
+
+
+def expected_statements(updates: Sequence[Record | str], pin: str) -> list[tuple[int, str, bool, int | None]]:
+    """What was said of a pin: version, family, whether it is gone, price; newest first, for all came by one load."""
+    found = set()
+    for record in updates:
+        if is_valid(record) and isinstance(record, dict) and record["pin_id"] == pin:
+            is_gone = "op" in record
+            for family in ("catalogue", "offer"):
+                if is_gone or family in record:
+                    price = record["offer"]["price_usd_micros"] if family == "offer" and not is_gone else None
+                    found.add((record.get("version", 1), family, is_gone, price))
+    return sorted(found, key=lambda one: one[:2], reverse=True)
+
+
 # ------------------------------------------------------------------------------------------------ one world, built once
 
 
@@ -192,6 +232,7 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Worl
     events, updates = interactions(), pins()
     put(settings, own, USER_INTERACTIONS, events, "history")
     put(settings, own, PIN_UPDATES, updates, "history")
+    put(settings, own, USER_FOLLOWS, follows(), "history")
     return World(settings, own, build(settings), events, updates)
 
 
@@ -240,6 +281,24 @@ def test_everything_is_built_and_answers_as_plain_python_does(world: World) -> N
     assert report.published == pointers(world.settings)
     assert {step.state for step in report.steps} == {"done"}
     require_answers(world.settings, world.events, world.updates)
+
+
+def test_who_follows_what_and_what_was_said_of_pins_are_as_plain_python_says(world: World) -> None:
+    followed, changed = (served(world.settings, name) for name in ("user_follows", "pin_changes"))
+    assert isinstance(followed, TimelineView)
+    assert isinstance(changed, TimelineView)
+    for user in range(USERS):
+        rows = followed.timeline(f"u{user}".encode()).table.to_pylist()
+        assert [(r["pin_id"], r["time_ms"]) for r in rows if r["pin_id"]] == expected_follows(user)
+        assert [r["followed_user_id"] for r in rows if not r["pin_id"]] == [f"u{user - 1}"] * (user > 0)
+    columns = ("version", "family", "is_gone", "price_usd_micros")
+    for number in range(PINS + 12):
+        rows = changed.timeline(f"p{number}".encode()).table.to_pylist()
+        found = [tuple(r[name] for name in columns) for r in rows]
+        assert found == expected_statements(world.updates, f"p{number}")
+    account = world.first.accounts["raw.user_follows"]
+    assert account["refused"] == {"contradiction": 1, "missing_field": 1}
+    assert (account["tombstones"], account["repeated"], account["superseded"]) == (6, 1, 6)
 
 
 def test_records_replayed_beside_the_bases_say_what_was_built(world: World) -> None:
@@ -392,8 +451,11 @@ def test_what_its_suite_refuses_is_staged_and_never_seen(
     report = build(world.settings)
     assert set(report.failed_checks) == {f"{table.replace('.', '/')}:expectations"}
     assert "quantity" in str(report.problem())
-    assert set(report.built) == {"ads"}, "which is made of no events"
-    assert {**pointers(world.settings), "ads": None} == {**before, "ads": None}
+    others = {"ads", "pin_changes", "user_follows"}
+    assert set(report.built) == others, "which are made of no events"
+    assert {n: v for n, v in pointers(world.settings).items() if n not in others} == {
+        n: v for n, v in before.items() if n not in others
+    }
     assert lake.current_snapshot(world.settings, table) == seen
     staged = staging.snapshot(world.settings, table)
     assert staged is not None

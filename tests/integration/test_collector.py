@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from fastapi.testclient import TestClient
 
-from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Refusal, decode
+from pipelines.contracts import PIN_UPDATES, USER_FOLLOWS, USER_INTERACTIONS, Refusal, decode
 from pipelines.indexing.position import Position, from_token, merge_all
 from pipelines.ingest import broker as brokers
 from pipelines.ingest import collector
@@ -66,7 +66,9 @@ def read(
 
 @pytest.fixture
 def topics(kafka_settings: Settings) -> dict[str, str]:
-    return brokers.ensure_topics(kafka_settings, [USER_INTERACTIONS.topic, PIN_UPDATES.topic])
+    return brokers.ensure_topics(
+        kafka_settings, [USER_INTERACTIONS.topic, PIN_UPDATES.topic, USER_FOLLOWS.topic]
+    )
 
 
 @pytest.fixture
@@ -150,6 +152,18 @@ def test_one_record_alone(client: TestClient, kafka_settings: Settings, topics: 
     assert refused.json()["error"]["field"] == "catalogue"
     assert refused.json()["position"] is None
     assert client.post("/v1/pins:update", json={"pins": [PIN, PIN]}).json()["accepted"] == 2
+
+
+def test_follows(client: TestClient, topics: dict[str, str]) -> None:
+    said = [
+        {"user_id": "u", "pin_id": "p"},
+        {"user_id": "u", "followed_user_id": "u"},
+        {"op": "delete", "user_id": "u", "followed_user_id": "v", "version": 2},
+    ]
+    answer = client.post("/v1/follows", json={"follows": said}).json()
+    assert [one["status"] for one in answer["results"]] == ["accepted", "refused", "accepted"]
+    assert answer["results"][1]["reason"] == "contradiction"
+    assert set(from_token(answer["position"]).topics) == {topics[USER_FOLLOWS.topic]}
 
 
 @pytest.mark.parametrize(

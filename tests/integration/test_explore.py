@@ -130,6 +130,31 @@ def fill(spark: SparkSession) -> None:
             for n, row in enumerate(of_pin[:20])
         ],
     )
+    of_place = {"version": 2, "event_time": NEWEST, **place}
+    write(
+        spark,
+        lake.CURATED_USER_FOLLOWS.name,
+        [
+            {"user_id": user, "kind": kind, "followed_id": one, "is_deleted": n == 3, **of_place}
+            for n, user in enumerate(users)
+            for kind, one in (("pin", pins[n % 5]), ("pin", "unknown"), ("user", users[n - 1]))
+        ],
+    )
+    write(
+        spark,
+        lake.CURATED_PIN_CHANGES.name,
+        [
+            {
+                "pin_id": pin,
+                **of_place,
+                "version": version,
+                "event_time": None if n % 2 else NEWEST - n * WEEK,
+                "is_deleted": version == 3,
+            }
+            for n, pin in enumerate(pins)
+            for version in range(1, 2 + n % 3)
+        ],
+    )
     for table, column, names in (
         (lake.FEATURES_PIN_VECTORS.name, "pin_id", pins[:25]),
         (lake.FEATURES_USER_VECTORS.name, "user_id", users[:8]),

@@ -6,6 +6,7 @@ record means is read here once more, from its accepted row, in plain Python.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -110,9 +111,28 @@ def pin_update(case: int, choose: random.Random) -> dict[str, Any]:
     return about
 
 
+def follow(case: int, choose: random.Random) -> dict[str, Any]:
+    """A record of ``user-follows`` of one of a few users of a case; now and then one that is refused."""
+    about: dict[str, Any] = {"user_id": f"{case}-u{choose.randrange(2)}"}
+    if choose.random() < 0.6:
+        about["pin_id"] = choose.choice(("p0", "p1", "x"))
+    if choose.random() < 0.5:
+        about["followed_user_id"] = choose.choice(("x", f"{case}-u0"))
+    if choose.random() < 0.8:
+        about["version"] = choose.randint(1, 3)
+    if choose.random() < 0.2:
+        return about | {"op": "delete"}
+    if choose.random() < 0.4:
+        about["event_time"] = START_MS + choose.randrange(3) * HOUR_MS
+    if choose.random() < 0.2:
+        about["from"] = choose.choice(("home", "grün"))
+    return about
+
+
 SAID: dict[str, Callable[[int, random.Random], dict[str, Any]]] = {
     "user-interactions": interaction,
     "pin-updates": pin_update,
+    "user-follows": follow,
 }
 """What can be said in each topic; a new topic adds its own."""
 
@@ -175,10 +195,55 @@ def about_pin(row: Row) -> list[Statement]:
     ]
 
 
+def about_follows(row: Row) -> list[Statement]:
+    """``user_follows`` as the design says: of statements that are alike, the one that was made first."""
+    followed = row["followed_id"]
+    return [
+        Statement(
+            "follows",
+            row["user_id"].encode(),
+            (row["kind"][0] + followed).encode(),
+            (row["version"], row["is_deleted"], row["content_hash"], -taken_ms_of(row)),
+            row["is_deleted"],
+            row["content_hash"],
+            taken_ms_of(row),
+            (),
+            {
+                "pin_id": followed if row["kind"] == "pin" else None,
+                "followed_user_id": followed if row["kind"] == "user" else None,
+                "version": row["version"],
+            },
+        )
+    ]
+
+
+def about_changes(row: Row) -> list[Statement]:
+    """``pin_changes`` as the design says: what a record says of each family is an event, a deletion is one of both."""
+    fields = ("title", "category", "department", "brand", "price_usd_micros", "is_available")
+    return [
+        Statement(
+            "changes",
+            row["pin_id"].encode(),
+            f"{row['version']:016x} {family}".encode(),
+            (row["version"], row["is_deleted"], row[f"{family}_hash"], -taken_ms_of(row)),
+            False,
+            row[f"{family}_hash"],
+            taken_ms_of(row),
+            (),
+            {"version": row["version"], "family": family, "is_gone": row["is_deleted"]}
+            | {name: (row[family] or {}).get(name) for name in fields},
+        )
+        for family in ("catalogue", "offer")
+        if row["is_deleted"] or row[family] is not None
+    ]
+
+
 MEANT: dict[str, Callable[[Row], list[Statement]]] = {
     "user_events": about_user,
     "pin_counts": about_counts,
     "pins": about_pin,
+    "user_follows": about_follows,
+    "pin_changes": about_changes,
 }
 """What an accepted row means in each index; a new index adds its own."""
 
@@ -186,6 +251,16 @@ MEANT: dict[str, Callable[[Row], list[Statement]]] = {
 def time_ms_of(row: Row) -> int:
     """The event time of a row; 0 where it has none."""
     return round(row["event_time"].timestamp() * 1000) if row["event_time"] else 0
+
+
+def taken_ms_of(row: Row) -> int:
+    """The event time of a row; the broker's where it has none."""
+    return time_ms_of(row) or ms_of(row["broker_time"])
+
+
+def ms_of(time: datetime.datetime) -> int:
+    """A time in whole ms since 1970."""
+    return (time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(milliseconds=1)
 
 
 class World(NamedTuple):
@@ -223,7 +298,8 @@ def log_of(topic: str, choose: random.Random) -> pa.Table:
                 "topic_id": topic_id(topic),
                 "partition": partition,
                 "offset": ends[partition],
-                "broker_time": (START_MS + 24 * HOUR_MS) * 1000,
+                "broker_time": (START_MS + 24 * HOUR_MS + choose.randrange(3)) * 1000
+                + choose.choice((0, 999)),
                 "key": b"",
                 "value": json.dumps(value).encode(),
             }
@@ -345,10 +421,10 @@ def statements(world: World, spec: IndexSpec, records: Callable[[str], pa.Table]
     for stream in spec.streams:
         for topic in STREAMS[stream].topics:
             for record in records(topic).to_pylist():
-                broker_time_ms = round(record["broker_time"].timestamp() * 1000)
+                broker_time_ms = ms_of(record["broker_time"])
                 row = decode(contract_of(topic), record["value"], broker_time_ms)
                 if not isinstance(row, Refusal):
-                    found += MEANT[spec.name](row)
+                    found += MEANT[spec.name]({**row, "broker_time": record["broker_time"]})
     return indexed(world, found) if spec.name == "user_events" else found
 
 

@@ -16,6 +16,7 @@ from pipelines.contracts import (
     PIN_UPDATES,
     REASONS,
     RECORD,
+    USER_FOLLOWS,
     USER_INTERACTIONS,
     Refusal,
     UnknownTopic,
@@ -418,3 +419,46 @@ def test_an_event_about_nothing_is_refused() -> None:
         assert isinstance(found, Refusal)
         assert (found.reason, found.field) == ("missing_field", "pin_id")
         assert all(name in found.detail for name in OBJECTS)
+
+
+def follow(**changed: object) -> object:
+    """What is decided of a follow of a pin with some fields changed; None takes one away."""
+    said = {"user_id": "u", "pin_id": "p", "version": 2, "event_time": NOW_MS} | changed
+    return decode(USER_FOLLOWS, raw({k: v for k, v in said.items() if v is not None}), NOW_MS)
+
+
+def test_a_follow_is_of_a_pin_or_of_a_user() -> None:
+    found = accepted(follow())
+    assert (found["kind"], found["followed_id"], found["version"]) == ("pin", "p", 2)
+    found = accepted(follow(pin_id=None, followed_user_id="v"))
+    assert (found["kind"], found["followed_id"]) == ("user", "v")
+    assert accepted(decode(USER_FOLLOWS, b'{"user_id": "u", "pin_id": "p", "followed_user_id": null}', 0))
+
+
+def test_a_follow_without_a_time_or_a_version_has_version_1_and_no_time() -> None:
+    found = accepted(follow(version=None, event_time=None))
+    assert (found["version"], found["event_time"]) == (1, None)
+
+
+def test_a_follow_names_exactly_one_thing_and_never_the_user() -> None:
+    refused(follow(pin_id=None), "missing_field", "pin_id")
+    refused(follow(followed_user_id="v"), "contradiction", "pin_id")
+    refused(follow(pin_id=None, followed_user_id="u"), "contradiction", "followed_user_id")
+    assert accepted(follow(pin_id="u")), "a pin may be called as the user is"
+    refused(follow(pin_id=""), "empty_id", "pin_id")
+    refused(follow(pin_id=None, followed_user_id=7), "wrong_type", "followed_user_id")
+    refused(follow(event_time=NOW_MS + 3_600_001), "time_ahead", "event_time")
+
+
+def test_a_deletion_of_a_follow_needs_user_followed_and_version_alone() -> None:
+    found = accepted(follow(op="delete", event_time="never"))
+    assert found["is_deleted"] and found["event_time"] is None
+    refused(follow(op="delete", pin_id=None), "missing_field", "pin_id")
+    refused(follow(op="delete", user_id=None), "missing_field", "user_id")
+
+
+def test_what_a_follow_says_beside_its_identity_counts_in_its_hash() -> None:
+    same = accepted(follow())["content_hash"]
+    assert accepted(follow(pin_id="q", version=9))["content_hash"] == same
+    assert accepted(follow(surface="home"))["content_hash"] != same
+    assert accepted(follow(event_time=NOW_MS - 1))["content_hash"] != same

@@ -294,4 +294,4 @@ def test_a_line_with_odd_places_is_nobodys(odd: object) -> None:
 def test_only_what_is_curated_can_be_traced() -> None:
     with pytest.raises(NotCurated, match="ads-changes") as raised:
         source_of(ADS_CHANGES)
-    assert raised.value.remedy == "choose one of user-interactions, pin-updates"
+    assert raised.value.remedy == "choose one of user-interactions, pin-updates, user-follows"
