@@ -65,7 +65,8 @@ def test_everything_is_asked_for_every_four_hours_and_not_in_between(instance: d
 @pytest.mark.parametrize("passed", [True, False])
 def test_nothing_is_asked_for_behind_a_check_that_failed(instance: dg.DagsterInstance, passed: bool) -> None:
     _, cursor = asked(instance, START)
-    curated = [["curated", name] for name in ("user_interactions", "pins_catalogue", "pins_offer")]
+    names = ("user_interactions", "event_features", "pins_catalogue", "pins_offer")
+    curated = [["curated", name] for name in names]
     for path in [*curated, *(["repo", name] for name in TABLES)]:
         key = dg.AssetKey(path)
         instance.report_runless_asset_event(dg.AssetMaterialization(key))
