@@ -1,5 +1,5 @@
 """The demo: real purchases become tables, a model, a base and an answer; then one live purchase changes the answer, and
-one live change of an ads account (`demo_ads`) another one.
+one live change of an ads account (`demo_ads`) another one. Timelines are held against the source (`demo_timelines`).
 
 Here: the story and its checks. The check of the scores solves for the user's vector by itself, from the base's mapped
 files and the events as served, and shares no code with `pipelines.recommend`. Whatever the demo starts, it stops.
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import client, console, demo_ads, log_files, processes
+from jobs import client, console, demo_ads, demo_timelines, log_files, processes
 from jobs.story import Check, DemoError, headline, say
 from pipelines import preflight
 from pipelines.errors import TidemarkError
@@ -280,6 +280,7 @@ def show(settings: Settings, fraction: float) -> list[Check]:
     say(f"epoch {epoch}" if epoch else "the epoch was not found")
     checks += compare(settings, before, after, events, event, freshness_s, epoch)
     checks += demo_ads.show(settings, base)
+    checks += demo_timelines.show(settings, base, fraction)
 
     headline("What must hold")
     for check in checks:

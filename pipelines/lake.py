@@ -621,7 +621,7 @@ OPS_TIMELINE_CORRECTIONS = TableSpec(
         Column("version", "string", "the base that corrected"),
         Column("before", "string", "the base that was served until then"),
         Column("family", "string", "column family"),
-        Column("cause", "string", "load, not_streamed, decided_otherwise or withdrawn"),
+        Column("cause", "string", "load, not_streamed, joined_anew, decided_otherwise or withdrawn"),
         Column("facts", "bigint", "so many; 0 is counted too"),
     ),
     owner="indexing",

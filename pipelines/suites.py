@@ -16,6 +16,7 @@ from pipelines import index_rows, lake
 from pipelines.ads import schema as ads
 from pipelines.contracts import ACTIONS, CONTRACTS, FOLLOWED, OBJECTS, PIN_UPDATES
 from pipelines.contracts.contract import MAX_USD_MICROS
+from pipelines.contracts.payloads import MAX_BYTES
 from pipelines.indexing import facts
 from pipelines.indexing.spec import IndexSpec, Sums
 from pipelines.lake import TableSpec
@@ -41,6 +42,7 @@ class Field(NamedTuple):
         kind: How its distribution is compared with history: a number by its quantiles and octaves, a category by its
             values, an id by the shape of its text; None: not at all.
         refers_to: `table.column` that should have each value.
+        refers_with: Further columns of that key, called the same here and there.
         most_distinct: So many different values at most.
     """
 
@@ -53,6 +55,7 @@ class Field(NamedTuple):
     one_of: tuple[str, ...] = ()
     kind: Kind | None = None
     refers_to: str | None = None
+    refers_with: tuple[str, ...] = ()
     most_distinct: int | None = None
 
 
@@ -210,6 +213,16 @@ _HAS_OBJECT = Rule(
     f"an event names at least one of {', '.join(OBJECTS)}",
 )
 
+
+def _is_object(column: str) -> Rule:
+    """An object of JSON, for those who read it by `get_json_object` or `from_json`: both take what is none for null."""
+    return Rule(
+        f"{column}_is_json",
+        f"{column} IS NULL OR (json_object_keys({column}) IS NOT NULL AND octet_length({column}) <= {MAX_BYTES})",
+        f"{column} is an object of JSON of at most {MAX_BYTES:,} bytes where it is there",
+    )
+
+
 _USER_INTERACTIONS = Suite(
     lake.CURATED_USER_INTERACTIONS.name,
     _with(
@@ -223,32 +236,41 @@ _USER_INTERACTIONS = Suite(
         value_usd_micros={"kind": "number"},
         surface={"kind": "category"},
         ad_id={"kind": "id"},
+        campaign_id={"kind": "id"},
+        advertiser_id={"kind": "id"},
         category={"kind": "category"},
         view_type={"kind": "category"},
+        payload={"kind": "id"},  # by its shape: which fields are said, and of how many events
         broker_time=_REQUIRED,
     ),
     key=("user_id", "event_id"),
     live="NOT is_deleted",
     day="event_time",
     arrival="broker_time",
-    rules=(_ONE_SOURCE, _HAS_OBJECT),
+    rules=(_ONE_SOURCE, _HAS_OBJECT, _is_object("payload")),
 )
-
 
 _EVENT_FEATURES = Suite(
     lake.CURATED_EVENT_FEATURES.name,
     _with(
         derived(lake.CURATED_EVENT_FEATURES),
         user_id={**_REQUIRED, "kind": "id"},
-        event_id={**_REQUIRED, "kind": "id"},
+        # Features may come before their event: how many did is compared with history, and stops nothing.
+        event_id={
+            **_REQUIRED,
+            "kind": "id",
+            "refers_to": "curated.user_interactions.event_id",
+            "refers_with": ("user_id",),
+        },
         event_time={"is_required": True},
-        features={"is_required": True},
+        features={"is_required": True, "kind": "id"},
         broker_time=_REQUIRED,
     ),
     key=("user_id", "event_id"),
     live="NOT is_deleted",
-    rules=(_ONE_SOURCE,),
+    rules=(_ONE_SOURCE, _is_object("features")),
 )
+"""Without days: those of the newest days are still to come, at any time of the day."""
 
 
 def _pins(family: str, **by_hand: Mapping[str, object]) -> Suite:

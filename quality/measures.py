@@ -333,13 +333,19 @@ def _with_orphans(fields: list[Field], rows: DataFrame, read: Reader) -> tuple[D
             continue
         table, _, column = field.refers_to.rpartition(".")
         there = read(table)
-        if there is None or column not in there.columns:  # which its own audit tells
+        wanted = (column, *field.refers_with)
+        if there is None or not set(wanted) <= set(there.columns):  # which its own audit tells
             continue
         name = f"_there_{len(found)}"
-        known = there.select(F.col(column).alias(name)).distinct()
-        rows = rows.join(F.broadcast(known), _column(field.path) == F.col(name), "left")
+        names = [name, *(f"{name}_{other}" for other in field.refers_with)]
+        known = there.select(*(F.col(of).alias(to) for of, to in zip(wanted, names, strict=True))).distinct()
+        is_same = _column(field.path) == F.col(name)
+        for other, to in zip(field.refers_with, names[1:], strict=True):
+            is_same &= _column(other) == F.col(to)
+        # Keys of one column are those of a catalogue, and few; those of several may be every event that there is.
+        rows = rows.join(known if field.refers_with else F.broadcast(known), is_same, "left")
         is_orphan = _column(field.path).isNotNull() & F.col(name).isNull()
-        rows = rows.withColumn(f"_orphan_{len(found)}", is_orphan).drop(name)
+        rows = rows.withColumn(f"_orphan_{len(found)}", is_orphan).drop(*names)
         found.append(field)
     return rows, found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import tarfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -12,12 +13,14 @@ from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from pipelines import lake
+from pipelines import index_rows, lake
 from pipelines.curate import SOURCES, curate
+from pipelines.indices import INDICES
 from pipelines.ingest import load, mapping
 from pipelines.settings import ROOT, Settings
-from pipelines.suites import SUITES
+from pipelines.suites import SUITES, of_index
 from quality import history, pages
 from quality.audit import Audit, audit
 from quality.measures import WHOLE
@@ -113,7 +116,7 @@ def test_what_is_wrong_anywhere_is_named_and_blocks(spark: SparkSession) -> None
     found = audited(spark, [*week(), *bad])
     assert {finding.expected.label for finding in found.report.blocking} == {
         "action.unknown",
-        "pin_id.null",
+        "has_object.broken",
         "version.outside",
         "quantity.outside",
         "duplicates",
@@ -121,6 +124,91 @@ def test_what_is_wrong_anywhere_is_named_and_blocks(spark: SparkSession) -> None
     }
     said = {finding.expected.field: finding.words for finding in found.report.blocking}
     assert said["quantity"] == ("quantity.outside is 1 (at most 0, declared): at least 1; found from -1 to 4")
+
+
+def test_payloads_are_objects_of_json_where_they_are_there(spark: SparkSession) -> None:
+    said = [
+        event(1, 500 + n, payload=text) for n, text in enumerate(("{}", '{"rank": 1, "query": "ü"}', None))
+    ]
+    assert broken(audited(spark, [*week(), *said])) == set()
+    texts = ("", "[1]", "1", '"rank"', '{"rank": 1', "rank", json.dumps({"query": "x" * 4_100}))
+    bad = [event(2, 500 + n, payload=text) for n, text in enumerate(texts)]
+    (found,) = audited(spark, [*week(), *said, *bad]).report.blocking
+    assert (found.expected.label, found.expected.value) == ("payload_is_json.broken", len(texts))
+
+
+def test_a_day_whose_views_come_as_impressions_and_one_without_payloads_are_told(spark: SparkSession) -> None:
+    def day(number: int, looked_at: str, payload: str | None) -> list[Row]:
+        actions = (*["impression"] * 8, looked_at, "click")
+        return [event(number, n, action=actions[n % 10], payload=payload) for n in range(200)]
+
+    usual = [row for number in range(DAYS - 1) for row in day(number, "view", f'{{"rank": {number}}}')]
+    assert broken(audited(spark, usual + day(DAYS - 1, "view", '{"rank": 77}'))) == set()
+    found = audited(spark, usual + day(DAYS - 1, "impression", '{"rank": 77}'))
+    assert found.report.blocking == () and broken(found) == {"action.divergence"}
+    found = audited(spark, usual + day(DAYS - 1, "view", None))
+    assert found.report.blocking == () and broken(found) == {"payload.null_pct"}
+
+
+def features_frame(
+    spark: SparkSession, events: list[tuple[str, str]], text: str = '{"quality": 1}'
+) -> DataFrame:
+    """Live features of events by (user id, event id)."""
+    columns = lake.CURATED_EVENT_FEATURES.columns
+    said = dict.fromkeys(column.name for column in columns) | {
+        "event_time": START,
+        "version": 1,
+        "is_deleted": False,
+        "features": text,
+        "features_hash": 5,
+        "topic_id": "t",
+        "partition": 0,
+        "broker_time": START,
+    }
+    rows = [
+        tuple((said | {"user_id": user, "event_id": event, "offset": number}).values())
+        for number, (user, event) in enumerate(events)
+    ]
+    return spark.createDataFrame(rows, ", ".join(f"`{column.name}` {column.type}" for column in columns))
+
+
+def test_features_whose_event_is_not_known_are_counted_and_stop_nothing(spark: SparkSession) -> None:
+    suite, events = SUITES["curated.event_features"], frame(spark, week())
+    tables = {"curated.user_interactions": events}
+    known = [(row["user_id"], row["event_id"]) for row in week() if not row["is_deleted"]][:60]
+
+    def one(of: list[tuple[str, str]], before: list[Any], text: str = '{"quality": 1}') -> Audit:
+        return audit(suite, features_frame(spark, of, text), tables.get, before, START)
+
+    first = one(known, [])
+    assert broken(first) == set()
+    before = [first.measured.batches[WHOLE]] * 8
+    assert before[0].numbers["event_id", "orphan_pct"] == 0
+    another_user = [("nobody", event) for _, event in known[:15]]
+    found = one(known[15:] + another_user, before)
+    assert found.measured.batches[WHOLE].numbers["event_id", "orphan_pct"] == 25
+    assert found.report.blocking == () and "event_id.orphan_pct" in broken(found)
+    worse = one(known, before, "quality: 1")
+    assert [finding.expected.label for finding in worse.report.blocking] == ["features_is_json.broken"]
+
+
+def test_rows_of_timelines_are_of_two_families_and_each_says_something(spark: SparkSession) -> None:
+    spec = INDICES["user_events"]
+    suite = of_index(spec)
+    known = [(row["user_id"], row["event_id"]) for row in week() if not row["is_deleted"]][:60]
+    curated = {"user_interactions": frame(spark, week()), "event_features": features_frame(spark, known)}
+    rows = index_rows.rows(spec, lambda name: curated[name.partition(".")[2]])
+    good = audit(suite, rows, lambda table: None, [], START)
+    assert good.report.blocking == ()
+    families = good.measured.batches[WHOLE].histograms["family"]
+    assert families == {"interactions": len(week()) - 1, "features": len(known)}
+    silent = rows.withColumn("payload_features", F.lit(None).cast(rows.schema["payload_features"].dataType))
+    other = rows.withColumn(
+        "family", F.when(F.col("family") == "features", "labels").otherwise(F.col("family"))
+    )
+    for bad, label in ((silent, "has_features.broken"), (other, "family.unknown")):
+        (found,) = audit(suite, bad, lambda table: None, [], START).report.blocking
+        assert (found.expected.label, found.expected.value) == (label, len(known))
 
 
 def test_a_column_that_is_gone_or_of_another_type_is_told_and_the_rest_is_judged(spark: SparkSession) -> None:

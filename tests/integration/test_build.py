@@ -532,6 +532,8 @@ def test_a_notebook_runs_on_what_was_built(
         assert "The invoices are not on this machine" in page
     if notebook.stem == "base_and_delta":
         assert "The delta adds 1 events to 2 timelines, and corrects 2" in page
+    if notebook.stem == "user_timelines":
+        assert page.count("data:image/png") >= 7
 
 
 def test_waiting_in_vain_says_what_is_missing(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import random
@@ -34,6 +35,7 @@ from pipelines.indexing.versions import Versions
 from pipelines.indices import INDICES
 from pipelines.settings import Settings
 from pipelines.spark import session
+from pipelines.users import corrections
 from tests import oracle, served_indices
 from tests.conftest import small_settings
 from tests.properties import specs
@@ -43,6 +45,7 @@ pytestmark = pytest.mark.timeout(900)
 
 NEWEST = datetime(2024, 3, 20, 12, tzinfo=UTC)
 EVENTS = lake.CURATED_USER_INTERACTIONS.name
+FEATURES = lake.CURATED_EVENT_FEATURES.name
 WEEK = timedelta(days=7)
 
 OTHERS = (
@@ -99,6 +102,7 @@ def fill(spark: SparkSession) -> None:
             "value_usd_micros": chance.choice((None, 10, 2_500_000)),
             "version": 1,
             "is_deleted": number % 10 == 0,
+            "payload": f'{{"rank": {number}}}' if number % 7 == 0 else None,
             **place,
         }
         for number in range(400)
@@ -108,6 +112,18 @@ def fill(spark: SparkSession) -> None:
         for n in (0, 1, 2)
     ]
     write(spark, EVENTS, events)
+    features = [
+        {
+            **{name: event[name] for name in ("user_id", "event_id", "event_time")},
+            "version": 1 + number % 2,
+            "is_deleted": number % 9 == 0,
+            "features": json.dumps({"is_converted": number % 2 == 0, "quality": number / 400}),
+            **place,
+            "broker_time": NEWEST + timedelta(seconds=number - 5),
+        }
+        for number, event in enumerate(events[::3])
+    ]
+    write(spark, FEATURES, [*features, {**features[1], "event_id": "of no event"}])
     of_pin = [{"pin_id": pin, "version": 1, "is_deleted": pin == "p3", **place} for pin in pins]
     write(
         spark,
@@ -215,7 +231,23 @@ def fill(spark: SparkSession) -> None:
         }
         for n in range(5)
     ]
-    write(spark, lake.OPS_INDEX_VERSIONS.name, versions)
+    of_events = [dict(versions[0], index="user_events", version=f"b{n}", rows=400) for n in (1, 2)]
+    write(spark, lake.OPS_INDEX_VERSIONS.name, [*versions, *of_events])
+    corrected = [
+        {
+            "at": NEWEST + timedelta(hours=n),
+            "index": "user_events",
+            "version": f"b{n}",
+            "before": f"b{n - 1}",
+            "family": family,
+            "cause": cause,
+            "facts": place_ * n,
+        }
+        for n in (1, 2, 30)
+        for family in ("interactions", "features")
+        for place_, cause in enumerate(corrections.CAUSES)
+    ]
+    write(spark, lake.OPS_TIMELINE_CORRECTIONS.name, corrected)
     for declared, rows_of in generator.account(400, seed=3):
         rows = [
             {
@@ -316,6 +348,72 @@ def test_weekly_sales_are_those_that_plain_python_adds_up(explored: Settings) ->
             wanted[row["pin_id"]][int(age >= WEEK)] += quantity
     found = sql.rows(explored, "SELECT pin_id, quantity, quantity_before FROM explore.weekly_sales")
     assert {pin: [now, before] for pin, now, before in found} == wanted
+
+
+def live(settings: Settings, table: str) -> list[dict[str, Any]]:
+    """The rows of a table that are no tombstones."""
+    opened = lake.open_table(settings, table)
+    assert opened is not None
+    return [row for row in opened.scan().to_arrow().to_pylist() if not row["is_deleted"]]
+
+
+def test_a_timelines_row_is_what_plain_python_counts(explored: Settings) -> None:
+    mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in live(explored, EVENTS):
+        mine[row["user_id"]].append(row)
+    names = (
+        "user_id",
+        "events",
+        "purchase_events",
+        "view_events",
+        "pins",
+        "active_days",
+        "span_days",
+        "payloads",
+    )
+    found = sql.rows(explored, f"SELECT {', '.join(names)} FROM explore.timelines")
+    wanted = []
+    for user, rows in mine.items():
+        days = {row["event_time"].date() for row in rows}
+        actions = Counter(row["action"] for row in rows)
+        payloads = sum(row["payload"] is not None for row in rows)
+        pins, span = len({row["pin_id"] for row in rows}), (max(days) - min(days)).days
+        counts = (len(rows), actions["purchase"], actions["view"], pins, len(days), span, payloads)
+        wanted.append((user, *counts))
+    assert counted(found) == counted(wanted)
+
+
+def test_repurchase_gaps_are_those_that_plain_python_finds(explored: Settings) -> None:
+    categories = {
+        row["pin_id"]: row["catalogue"]["category"]
+        for row in live(explored, lake.CURATED_PINS_CATALOGUE.name)
+    }
+    days: dict[tuple[str, str], set[date]] = defaultdict(set)
+    for row in live(explored, EVENTS):
+        category = categories.get(row["pin_id"], row["category"])
+        if row["action"] == "purchase" and category is not None:
+            days[category, row["user_id"]].add(row["event_time"].date())
+    wanted = []
+    for category in {category for category, _ in days}:
+        of = [sorted(found) for (name, _), found in days.items() if name == category]
+        gaps = sorted((b - a).days for one in of for a, b in itertools.pairwise(one))
+        at = [gaps[math.ceil(len(gaps) * share / 10) - 1] for share in (1, 5, 9)]
+        again = sum(len(one) > 1 for one in of)
+        wanted.append((category, len(of), again, sum(map(len, of)), len(gaps), *at))
+    assert counted(sql.rows(explored, "SELECT * FROM explore.repurchase_gaps")) == counted(wanted)
+
+
+def test_features_stand_beside_their_live_events(explored: Settings) -> None:
+    features = {(row["user_id"], row["event_id"]): row for row in live(explored, FEATURES)}
+    wanted = []
+    for row in live(explored, EVENTS):
+        place = row["user_id"], row["event_id"]
+        found = features.get(place)
+        lag = int((found["broker_time"] - row["broker_time"]).total_seconds()) if found else None
+        wanted.append((*place, row["payload"], found["features"] if found else None, lag))
+    asked = "SELECT user_id, event_id, payload, features, features_lag_s FROM explore.event_features"
+    assert counted(sql.rows(explored, asked)) == counted(wanted)
+    assert 0 < sum(one[3] is not None for one in wanted) < len(features)
 
 
 def test_an_ad_is_active_if_all_that_it_is_part_of_is(explored: Settings) -> None:

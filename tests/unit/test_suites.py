@@ -37,7 +37,27 @@ def test_a_suite_names_only_what_its_table_declares(suite: Suite) -> None:
     for field in suite.fields:
         if field.refers_to:
             table, _, column = field.refers_to.rpartition(".")
-            assert column in {c.name for c in lake.TABLES[table].columns}
+            assert {column, *field.refers_with} <= {c.name for c in lake.TABLES[table].columns}
+            assert set(field.refers_with) <= names
+
+
+def test_events_and_features_are_asked_for_all_that_they_have() -> None:
+    """A column of an event that nobody follows would drift unseen; what is JSON is asked to be."""
+    events, features = SUITES["curated.user_interactions"], SUITES["curated.event_features"]
+    followed = {field.path for field in events.fields if field.kind}
+    assert set(INDICES["user_events"].families[0].schema.names) <= followed
+    rules = {suite.table: {rule.name for rule in suite.rules} for suite in (events, features)}
+    assert "payload_is_json" in rules[events.table] and "features_is_json" in rules[features.table]
+    (event,) = (field for field in features.fields if field.refers_to)
+    assert (event.path, event.refers_to, event.refers_with) == (
+        "event_id",
+        "curated.user_interactions.event_id",
+        ("user_id",),
+    )
+    of_rows = of_index(INDICES["user_events"])
+    (family,) = (field for field in of_rows.fields if field.path == "family")
+    assert family.one_of == ("interactions", "features")
+    assert {rule.name for rule in of_rows.rules} == {"has_interactions", "has_features"}
 
 
 def test_names_and_types_say_what_a_field_must_be() -> None:
