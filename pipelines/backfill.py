@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import lake, staging
-from pipelines.contracts import CONTRACTS, PROVENANCE, Contract, frames
-from pipelines.curate import Part, Source, judge
+from pipelines.contracts import CONTRACTS, Contract, frames
+from pipelines.curate import Part, Source, judge, standing
 from pipelines.errors import TidemarkError
 from pipelines.ingest import evolution
 from pipelines.settings import Settings
@@ -176,12 +176,12 @@ def event_days(spark: SparkSession, settings: Settings, source: Source, part: Pa
     taken = lake.read(spark, source.raw_table, raw_at.id).filter(
         f"ingested_at >= TIMESTAMP '{days.first - _SLACK} 00:00:00'"
     )
-    winners = judge(source, frames.judged(source.contract, taken)).filter("_first_0")
+    winners = standing(source, judge(source, frames.judged(source.contract, taken)), part)
     on_days = days.where("event_time")
-    found = winners.filter(on_days).select(*part.columns, *PROVENANCE.names)
-    standing = lake.read(spark, part.table).filter(f"NOT coalesce({on_days}, false)")
+    found = winners.filter(on_days)
+    others = lake.read(spark, part.table).filter(f"NOT coalesce({on_days}, false)")
     return Rebuilt(
-        settings, spec, _without_superseded(source, part, found, standing).persist(), on_days, replaced, days
+        settings, spec, _without_superseded(source, part, found, others).persist(), on_days, replaced, days
     )
 
 

@@ -131,6 +131,15 @@ def _in_order(about: str, numbered: list[tuple[int, Schema]], folder: Path) -> t
     if [number for number, _ in numbered] != list(range(1, len(numbered) + 1)):
         raise BadSchema(f"the schemas of {about} are not numbered one by one", where=folder)
     schemas = tuple(schema for _, schema in numbered)
+    types = {field.name: field.type for schema in schemas for field in schema.fields.values()}
+    for schema in schemas:
+        for field in schema.fields.values():
+            if field.type != types[field.name]:
+                raise BadSchema(
+                    f"{field.name} of {about} has had another type before: {field.type}",
+                    where=folder,
+                    remedy="give the field another name",
+                )
     for before, after in itertools.pairwise(schemas):
         if after.since_ms <= before.since_ms:
             raise BadSchema(
@@ -236,6 +245,28 @@ def read_payload(
 def in_force(schemas: tuple[Schema, ...], broker_time_ms: int) -> Schema | None:
     """The schema that holds for a record that was taken at a time."""
     return next((one for one in reversed(schemas) if one.since_ms <= broker_time_ms), None)
+
+
+def fields(schemas: Schemas | None = None) -> dict[str, Field]:
+    """What can be said, by name: `payload.<action>.<field>` and `features.<field>`; as it was declared last."""
+    found: dict[str, Field] = {}
+    for about, of in (declared() if schemas is None else schemas).items():
+        prefix = about if about == FEATURES else f"payload.{about}"
+        found |= {f"{prefix}.{field.name}": field for schema in of for field in schema.fields.values()}
+    return found
+
+
+def value_of(said: Mapping[str, Any] | None, field: Field) -> Any:
+    """What a payload says of a field; None where it says nothing, or, before there was a schema, something else."""
+    value: Any = None if said is None else said.get(field.name)
+    kind = type(value)
+    if field.type == "number":
+        return float(value) if kind in (int, float) else None
+    if field.type == "integer":
+        return value if kind is int and abs(value) <= MAX_INTEGER else None
+    if field.type == "texts":
+        return value if kind is list and all(type(one) is str for one in value) else None
+    return value if kind is {"text": str, "boolean": bool}[field.type] else None
 
 
 def _require_kept(found: Mapping[str, Any], name: str, schema: Schema) -> None:

@@ -129,7 +129,10 @@ class TimelineView(RowsView):
         events = events.slice(0, limit)
         for joined in self.spec.families[1:]:
             if columns is None or joined.name in columns:
-                events = events.append_column(joined.name, self._joined(joined.name, key, events))
+                said = self.joined(
+                    joined.name, [key], np.zeros(events.num_rows, np.int64), events.column("id")
+                )
+                events = events.append_column(joined.name, said)
         return TimelineAnswer(events if columns is None else events.select(list(columns)), is_complete)
 
     def added(self, key: bytes, since: int, columns: Sequence[str] | None = None) -> pa.Table | None:
@@ -225,15 +228,23 @@ class TimelineView(RowsView):
         wanted = kinds if columns is None else {name: kinds[name] for name in columns if name in kinds}
         return {"id": pa.binary(), "time_ms": pa.int64(), **wanted}
 
-    def _joined(self, family: str, key: bytes, events: pa.Table) -> pa.Array:
-        """Another family's payloads for events of a key, by event id; null where there is none."""
+    def joined(
+        self, family: str, keys: Sequence[bytes], of: np.ndarray, ids: pa.Array | pa.ChunkedArray
+    ) -> pa.Array:
+        """What another family says of n events, a struct each; null where it says nothing.
+
+        Args:
+            family: Which.
+            keys: Of the timelines.
+            of: Which of the keys each event is of, int64[n].
+            ids: Of the events, n.
+        """
         kind = pa.struct(list(self.spec.family(family).schema))
-        values: list[dict[str, Any] | None] = [None] * events.num_rows
-        ids = events.column("id").to_pylist()
-        identities = hash_keys([fact.identity_bytes([family.encode(), key, event]) for event in ids])
-        hashed = hash_keys([key])
-        repeated = Hashes(np.repeat(hashed.lookup, len(ids)), np.repeat(hashed.check, len(ids)))
-        for shard, queries, at in self.base.locate(identities, repeated):
+        values: list[dict[str, Any] | None] = [None] * len(ids)
+        named = zip(of.tolist(), ids.to_pylist(), strict=True)
+        parts = ([family.encode(), keys[place], event] for place, event in named)
+        identities = hash_keys(map(fact.identity_bytes, parts))
+        for shard, queries, at in self.base.locate(identities, hash_keys(keys).take(of)):
             rows = shard.identities.row[at]
             live = rows >= 0
             for query, payload in zip(

@@ -30,7 +30,14 @@ from pipelines.pins.index import PINS
 from pipelines.settings import Settings
 from pipelines.users.index import TIME_MS
 from pipelines.users.sequence_files import meaning
-from pipelines.users.sequence_history import EVENTS, as_of, families_read, list_type
+from pipelines.users.sequence_history import (
+    EVENTS,
+    FEATURES,
+    as_of,
+    families_read,
+    features_read,
+    list_type,
+)
 from pipelines.users.sequences import ENRICHMENTS, BadDefinition, Definition
 
 if TYPE_CHECKING:
@@ -273,6 +280,19 @@ def event_statements(rows: DataFrame) -> DataFrame:
     )
 
 
+def feature_statements(rows: DataFrame) -> DataFrame:
+    """What accepted records of `user-interactions` say of features, as statements."""
+    return _statements(
+        rows,
+        FEATURES,
+        key="concat(user_id, char(0), event_id)",
+        id="''",
+        time_ms=TIME_MS,
+        content_hash="features_hash",
+        said=FEATURES.schema.names,
+    )
+
+
 def pin_statements(rows: DataFrame, family: Family) -> DataFrame:
     """What accepted records of `pin-updates` say of one family, as statements."""
     return _statements(
@@ -296,11 +316,17 @@ def _with_sequences(
     schema = StructType(labels.schema.fields.copy())
     schema.add("sequence", from_arrow_type(list_type(definition))).add("is_complete", BooleanType())
     run = functools.partial(_run, definition)
-    return grouped(labels, events, updates, families_read(definition), buckets).applyInArrow(run, schema)
+    families, has_features = families_read(definition), features_read(definition)
+    return grouped(labels, events, updates, families, buckets, has_features).applyInArrow(run, schema)
 
 
 def grouped(
-    labels: DataFrame, events: DataFrame, updates: DataFrame, families: Sequence[Family], buckets: int
+    labels: DataFrame,
+    events: DataFrame,
+    updates: DataFrame,
+    families: Sequence[Family],
+    buckets: int,
+    has_features: bool = False,
 ) -> PandasCogroupedOps:
     """Labels, and beside them the statements that count for their users, in groups of users, for `as_of`.
 
@@ -310,6 +336,7 @@ def grouped(
         updates: Accepted records of pins; each group gets those of the pins that are in its events.
         families: Of pins, those that are wanted.
         buckets: How many groups; one must fit an executor's memory.
+        has_features: Whether what was found out of events is wanted, too.
     """
     from pyspark.sql import functions as F
 
@@ -321,6 +348,9 @@ def grouped(
     for family in families:
         of_family = pin_statements(updates, family).join(wanted, "key")
         said = said.unionByName(of_family, allowMissingColumns=True)
+    if has_features:
+        found_out = bucketed(feature_statements(events), "substring_index(key, char(0), 1)")
+        said = said.unionByName(found_out, allowMissingColumns=True)
     return bucketed(labels, "user_id").groupBy(_BUCKET).cogroup(said.groupBy(_BUCKET))
 
 

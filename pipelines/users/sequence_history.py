@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.contracts import payloads
 from pipelines.indexing.facts import hash_keys, identity_bytes
 from pipelines.indexing.merge import Ranks, stood
 from pipelines.indexing.rows import spans
@@ -29,6 +30,7 @@ from pipelines.users.sequences import (
     CATEGORY,
     ENRICHMENTS,
     EVENT_FIELDS,
+    FOUND_OUT,
     OBJECT,
     Definition,
     Sequences,
@@ -38,8 +40,8 @@ from pipelines.users.sequences import (
 STATEMENT = pa.schema(
     [
         ("family", pa.string()),
-        ("key", pa.string()),  # the user, or the pin
-        ("id", pa.binary()),  # which of the user's events; empty for a pin
+        ("key", pa.string()),  # the user, the pin, or of features the event: `event_key`
+        ("id", pa.binary()),  # which of the user's events; empty for a pin and for features
         ("time_ms", pa.int64()),  # when that happened; 0 for a pin
         ("version", pa.int64()),
         ("is_deleted", pa.bool_()),
@@ -49,9 +51,12 @@ STATEMENT = pa.schema(
 )
 """The columns of statements; and for each family a column of its name, a struct of its columns."""
 
+FEATURES = USER_EVENTS.family(payloads.FEATURES)
 EVENTS = USER_EVENTS.families[0]._replace(schema=OWN)
 """The family of events as records say them: without what is looked up when they are indexed."""
 
+EVENT_KEY_JOINT = "\0"
+"""Between the user and the event's id in the key of features: no id holds it."""
 _PAIRS = 1_000_000
 """So many pairs of a label and an event are looked at at once; more only where one label has more."""
 
@@ -148,8 +153,10 @@ def as_of(labels: pa.Table, statements: pa.Table, definition: Definition) -> pa.
     events = history(statements, EVENTS)
     pins = {family.name: history(statements, family) for family in families_read(definition)}
     events = _indexed(events, pins, indexed_read(definition))
+    features = history(statements, FEATURES) if features_read(definition) else None
     now_ms = labels.column("label_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 1000
-    found = list(_sequences(events, pins, labels.column("user_id"), now_ms, definition))
+    users = labels.column("user_id")
+    found = list(_sequences(events, pins, features, users, now_ms, definition))
     sequence = pa.concat_arrays([pa.array([], list_type(definition)), *map(_lists, found)])
     is_complete = np.concatenate([np.empty(0, bool), *(part.is_complete for part in found)])
     return labels.append_column("sequence", sequence).append_column("is_complete", pa.array(is_complete))
@@ -173,9 +180,15 @@ def indexed_read(definition: Definition) -> tuple[str, ...]:
     return tuple(name for name in definition.fields if name in KEPT)
 
 
+def features_read(definition: Definition) -> bool:
+    """Whether a definition reads what was found out of events later."""
+    return not FOUND_OUT.isdisjoint(definition.fields)
+
+
 def _sequences(
     events: History,
     pins: Mapping[str, History],
+    features: History | None,
     users: pa.ChunkedArray,
     now_ms: np.ndarray,
     definition: Definition,
@@ -191,7 +204,9 @@ def _sequences(
         rows, of = spans(firsts[start:end], lasts[start:end])
         stands = np.flatnonzero(events.stands(rows, at_ms[of]))
         within = Within(of[stands], (Part(columns, rows[stands]),), np.ones(len(at_ms), bool), kinds)
-        yield arranged(within, definition, functools.partial(_of_pins, pins, at_ms))
+        of_pins = functools.partial(_of_pins, pins, at_ms)
+        mine = users.slice(start, end - start)
+        yield arranged(within, definition, of_pins, functools.partial(_of_features, features, mine, at_ms))
 
 
 def _parts(counts: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -220,6 +235,16 @@ def _of_pins(
         at = pa.array(rows[family], mask=(rows[family] < 0) | is_gone)
         found.append(pins[family].rows.column(column).combine_chunks().take(at))
     return found
+
+
+def _of_features(
+    held: History | None, users: pa.ChunkedArray, at_ms: np.ndarray, ids: pa.ChunkedArray, of: np.ndarray
+) -> pa.Array:
+    """What was found out of n events at the times of the labels that they are of, as `sequences.FeatureValues`."""
+    assert held is not None
+    keys = pc.binary_join_element_wise(users.take(pa.array(of)), ids.cast(pa.string()), EVENT_KEY_JOINT)
+    rows = _standing(held, keys, at_ms[of])
+    return held.rows.column(FEATURES.schema.names[0]).combine_chunks().take(pa.array(rows, mask=rows < 0))
 
 
 def _standing(held: History, keys: pa.ChunkedArray, at_ms: np.ndarray) -> np.ndarray:

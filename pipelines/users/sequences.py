@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contracts import ACTIONS, OBJECTS
+from pipelines.contracts import ACTIONS, OBJECTS, payloads
+from pipelines.contracts.payloads import FEATURES
 from pipelines.errors import TidemarkError
 from pipelines.indexing.documents import DocumentsView
 from pipelines.indexing.timelines import TimelineView, Within
@@ -34,10 +36,15 @@ ORDERS = NEWEST_FIRST, OLDEST_FIRST = ("newest_first", "oldest_first")
 
 OBJECT, CATEGORY = "pin_id", "catalogue.category"
 EVENT_ID = "event_id"
+SAID = payloads.fields()
+"""The fields of payloads and features that are declared, by name: `payload.view.dwell_ms`, `features.quality`."""
+FOUND_OUT = frozenset(name for name in SAID if name.startswith(f"{FEATURES}."))
+"""Those of features."""
 EVENT_FIELDS: Mapping[str, pa.DataType] = {
     EVENT_ID: pa.string(),
     "time_ms": pa.int64(),
     **{field.name: field.type for field in USER_EVENTS.families[0].schema},
+    **{name: payloads.TYPES[field.type] for name, field in SAID.items()},
 }
 """What can be said of an event, by name."""
 ENRICHMENTS: Mapping[str, pa.DataType] = {
@@ -268,7 +275,12 @@ def read(
         now_ms: In ms since 1970.
     """
     within = view.within(keys, now_ms - definition.reach_ms + 1, now_ms + 1, _most(definition))
-    return arranged(within, definition, lambda pin_ids, of, names: _of_pins(pins, pin_ids, names))
+    return arranged(
+        within,
+        definition,
+        lambda pin_ids, of, names: _of_pins(pins, pin_ids, names),
+        lambda ids, of: pc.struct_field(view.joined(FEATURES, keys, of, ids), FEATURES),
+    )
 
 
 def _most(definition: Definition) -> int | None:
@@ -284,13 +296,20 @@ PinValues = Callable[[pa.ChunkedArray, np.ndarray, Sequence[str]], Sequence[pa.A
 value an event; null where nothing is known of one."""
 
 
-def arranged(events: Within, definition: Definition, of_pins: PinValues) -> Sequences:
+FeatureValues = Callable[[pa.ChunkedArray, np.ndarray], pa.Array]
+"""Ids of n events, which user each is of → what was found out of each, as JSON; null where nothing was."""
+
+
+def arranged(
+    events: Within, definition: Definition, of_pins: PinValues, of_features: FeatureValues
+) -> Sequences:
     """The sequences that k users' events in the window make: filtered, each once, in order, cut, and enriched.
 
     Args:
         events: Those that happened in the window; an event's id is called `id`, as in a view.
         definition: What is wanted.
         of_pins: What is known of pins.
+        of_features: What was found out of events.
     """
     rows = _passing(events, definition, of_pins)
     rows = rows[_newest_first(events.read(["time_ms", "id"], rows), events.of[rows])]
@@ -300,7 +319,7 @@ def arranged(events: Within, definition: Definition, of_pins: PinValues) -> Sequ
     rows = _cut(rows, events.of[rows], definition)
     lengths = np.bincount(events.of[rows], minlength=len(events.is_complete))
     return Sequences(
-        _written(events, rows, definition, of_pins),
+        _written(events, rows, definition, of_pins, of_features),
         lengths,
         events.is_complete | (lengths >= definition.max_length),
     )
@@ -350,18 +369,51 @@ def _cut(rows: np.ndarray, of: np.ndarray, definition: Definition) -> np.ndarray
     return rows if definition.order == NEWEST_FIRST else rows[np.lexsort((-place, of))]
 
 
-def _written(events: Within, rows: np.ndarray, definition: Definition, of_pins: PinValues) -> pa.Table:
+def _written(
+    events: Within,
+    rows: np.ndarray,
+    definition: Definition,
+    of_pins: PinValues,
+    of_features: FeatureValues,
+) -> pa.Table:
     """The columns of the answer."""
-    names = ["id" if name == EVENT_ID else name for name in definition.fields]
-    read = events.read(list(dict.fromkeys(names + [OBJECT] * bool(definition.enrich))), rows)
-    said = {
-        name: read.column(held).cast(EVENT_FIELDS[name])
-        for name, held in zip(definition.fields, names, strict=True)
-    }
+    own = {name: "id" if name == EVENT_ID else name for name in definition.fields if name not in SAID}
+    payload, features = (
+        [name for name in definition.fields if name in SAID and (name in FOUND_OUT) == is_later]
+        for is_later in (False, True)
+    )
+    needed = (
+        ["id"] * bool(features) + ["action", "payload"] * bool(payload) + [OBJECT] * bool(definition.enrich)
+    )
+    read = events.read(list(dict.fromkeys([*own.values(), *needed])), rows)
+    said = {name: read.column(held).cast(EVENT_FIELDS[name]) for name, held in own.items()}
+    if payload:
+        said |= _extracted(read.column("payload"), payload, read.column("action"))
+    if features:
+        said |= _extracted(of_features(read.column("id"), events.of[rows]), features)
+    said = {name: said[name] for name in definition.fields}
     if definition.enrich:
         enriched = of_pins(read.column(OBJECT), events.of[rows], definition.enrich)
         said |= dict(zip(definition.enrich, enriched, strict=True))
     return pa.table(said)
+
+
+def _extracted(
+    written: pa.Array | pa.ChunkedArray, names: Sequence[str], actions: pa.ChunkedArray | None = None
+) -> dict[str, pa.Array]:
+    """Fields of payloads, or of features; ``actions``: of the events, whose payloads mean different things."""
+    parsed = [None if text is None else orjson.loads(text) for text in written.to_pylist()]
+    found = {}
+    for name in names:
+        field, mine = SAID[name], parsed
+        if actions is not None:
+            about = name.split(".")[1]
+            mine = [
+                one if action == about else None
+                for one, action in zip(parsed, actions.to_pylist(), strict=True)
+            ]
+        found[name] = pa.array([payloads.value_of(one, field) for one in mine], EVENT_FIELDS[name])
+    return found
 
 
 def _of_pins(pins: DocumentsView, pin_ids: pa.ChunkedArray, names: Sequence[str]) -> list[pa.Array]:

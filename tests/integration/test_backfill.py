@@ -23,7 +23,7 @@ from pipelines.settings import Settings
 from quality import gates
 
 SOURCE = SOURCES["user_interactions"]
-(PART,) = SOURCE.parts
+PART = SOURCE.parts[0]
 TABLE = PART.table
 FIRST = datetime.date(2024, 3, 1)
 SEED = 20240301

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.contracts import ACTIONS, OBJECTS
+from pipelines.contracts import ACTIONS, OBJECTS, payloads
 from pipelines.pins.index import PINS
 from pipelines.users import sequence_files, sequences
 from pipelines.users.index import USER_EVENTS
@@ -76,7 +76,13 @@ def test_what_is_left_out_or_null_limits_nothing() -> None:
 
 def test_choices_are_the_columns_that_the_indices_declare() -> None:
     declared = USER_EVENTS.families[0].schema.names
-    assert list(sequences.EVENT_FIELDS) == ["event_id", "time_ms", *declared]
+    said = [
+        f"{'' if about == 'features' else 'payload.'}{about}.{field}"
+        for about, of in payloads.declared().items()
+        for field in of[-1].fields
+    ]
+    assert list(sequences.EVENT_FIELDS) == ["event_id", "time_ms", *declared, *said]
+    assert {"payload.view.dwell_ms", "features.quality"} <= set(said)
     assert set(sequences.ENRICHMENTS) == {
         f"{family.name}.{column}" for family in PINS.families for column in family.schema.names
     }
