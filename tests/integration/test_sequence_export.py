@@ -412,6 +412,33 @@ def test_a_label_sees_what_was_known_at_its_time(lake_spark: SparkSession, setti
     }
 
 
+def test_what_was_found_out_is_what_was_known_of_it(lake_spark: SparkSession, settings: Settings) -> None:
+    """Viewed at one; found out at two, otherwise at three, and no longer at four."""
+    about = {"user_id": "finder", "event_id": "seen", "event_time": hour(1)}
+    events = [
+        said(1.5, action="view", pin_id="p", payload={"dwell_ms": 7}, **about),
+        said(2, features={"quality": 0.25}, **about),
+        said(3, features={"quality": 1, "is_converted": True}, version=2, **about),
+        said(4, op="delete", version=2, user_id="finder", event_id="seen"),
+    ]
+    put(lake_spark, "raw.user_interactions", events)
+    times = (1.4, 1.5, 2.0, 3.0, 4.0)
+    rows = [("finder", at(hour(time) * 1000)) for time in times]
+    kinds = "user_id string, label_time timestamp"
+    lake_spark.createDataFrame(rows, kinds).writeTo("lake.training.finder").using("iceberg").create()
+    fields = ("payload.view.dwell_ms", "features.quality", "features.is_converted")
+    definition = Definition(name="found", version=1, max_length=5, fields=fields)
+    found = sequence_export.export(lake_spark, settings, definition, "training.finder", "training.found")
+    table = lake.open_table(settings, found.table)
+    assert table is not None
+    got = {row["label_time"]: row["sequence"] for row in table.scan().to_arrow().to_pylist()}
+    known = [[], [(7, None, None)], [(7, 0.25, None)], [(7, 1.0, True)], []]
+    assert got == {
+        at(hour(time) * 1000): [dict(zip(fields, event, strict=True)) for event in events]
+        for time, events in zip(times, known, strict=True)
+    }
+
+
 def test_what_an_event_keeps_of_its_pin_is_what_was_known_when_the_event_was(
     lake_spark: SparkSession, settings: Settings
 ) -> None:
