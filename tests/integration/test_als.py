@@ -114,7 +114,8 @@ def test_users_are_folded_in_as_serving_would(spark: SparkSession, model: als.Mo
     assert sorted(found["user_id"].to_pylist()) == sorted(set(given["user_id"]))
     p = model.parameters
     for row in found.to_pylist():
-        mine = given[given["user_id"] == row["user_id"]]
+        is_telling = given["action"].isin(list(p.actions))
+        mine = given[(given["user_id"] == row["user_id"]) & is_telling]
         newest = mine["event_time"].max()
         strength: dict[str, float] = {}
         for event in mine.itertuples():

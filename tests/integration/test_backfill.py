@@ -65,9 +65,10 @@ def build_whole(spark: SparkSession, settings: Settings, source: Source = SOURCE
     snapshot = lake.current_snapshot(settings, source.raw_table)
     assert snapshot is not None
     result = curate(source, lake.read(spark, source.raw_table), rows=snapshot.rows, snapshot_id=snapshot.id)
-    lake.ensure(spark, lake.TABLES[TABLE])
     said = {lake.POSITION: lake.position(settings, source.raw_table).to_text(), lake.MAX_BROKER_TIME_MS: "7"}
-    lake.overwrite(result.table(PART), lake.TABLES[TABLE], said)
+    for part in source.parts:
+        lake.ensure(spark, lake.TABLES[part.table])
+        lake.overwrite(result.table(part), lake.TABLES[part.table], said)
     result.close()
 
 
