@@ -56,7 +56,7 @@ BUGS = (
     ),
     Bug(
         "a family's version is that of the base, whatever came after",
-        "documents:DocumentsView.versions",
+        "documents:DocumentsView.ranks",
         "for run in self.runs",
         "for run in ()",
         ("documents",),

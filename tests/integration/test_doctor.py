@@ -32,7 +32,7 @@ from pipelines.contracts import CONTRACTS, USER_INTERACTIONS
 from pipelines.indexing import streaming
 from pipelines.indexing.position import Position
 from pipelines.indexing.versions import Versions
-from pipelines.indices import INDICES, STREAMS
+from pipelines.indices import INDICES, KEYED, STREAMS, state
 from pipelines.ingest import archive, broker
 from pipelines.ingest import load as loader
 from pipelines.ingest.producer import Producer
@@ -144,9 +144,14 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World
     pins = [[(PINS_ID, 0, e * 5 + n, pin(e * 5 + n)) for n in range(5)] for e in range(2)]
     runs = {
         name: streaming.HotStreamRun(
-            stream, INDICES.values(), deltas=settings.paths.delta, checkpoints=settings.paths.checkpoints
+            stream,
+            INDICES.values(),
+            deltas=settings.paths.delta,
+            checkpoints=settings.paths.checkpoints,
+            state=state(settings, name),
         )
         for name, stream in STREAMS.items()
+        if name not in KEYED
     }
     rows = own.createDataFrame(
         [(n, event(500 + n)) for n in range(6)] + [(6, "]")], "load_row long, value string"

@@ -64,7 +64,10 @@ def test_everything_that_is_declared_is_in_it_and_hangs_together(
         "micro-dollars",
         price.doc,
         ("raw.pin_updates, by code",),
-        ("index.pins.payload_offer.price_usd_micros",),
+        (
+            "index.pins.payload_offer.price_usd_micros",
+            "index.user_events.payload_interactions.indexed_price_usd_micros",
+        ),
         75.0,
     )
     assert of(named["curated.pins_offer"], "offer.is_available").coverage_pct == 50.0

@@ -81,6 +81,7 @@ def stream(spark: SparkSession, settings: Settings, position: Position) -> None:
         indices.INDICES.values(),
         deltas=settings.paths.delta,
         checkpoints=settings.paths.checkpoints,
+        state=indices.state(settings, "user_interactions"),
     )
     topic_ids = brokers.topic_ids(settings, [USER_INTERACTIONS.topic])
     where = {"servers": settings.kafka.bootstrap_servers, "topic_ids": topic_ids, "partitions": 2}

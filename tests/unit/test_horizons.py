@@ -48,7 +48,7 @@ def test_the_demo_keeps_everything_and_a_cluster_what_is_declared() -> None:
     ("days", "newest", "told"),
     [
         ({"user_event": "7"}, {}, "build.horizon_days"),
-        ({"pins": "7"}, {}, "some of user_events, pin_counts"),
+        ({"pins": "7"}, {}, "user_events, pin_counts"),
         ({"user_events": "-7"}, {}, "user_events: -7 is not allowed"),
         ({"user_events": "a week"}, {}, "whole number"),
         ({}, {"pin_counts": "7"}, "build.newest_events"),
