@@ -32,7 +32,7 @@ from pipelines.indexing.delta import Marker
 from pipelines.indexing.position import Position, from_text
 from pipelines.indexing.spec import IndexSpec, lineage
 from pipelines.indexing.versions import Versions
-from pipelines.indices import INDICES, STREAMS
+from pipelines.indices import INDICES, KEYED, STREAMS
 from pipelines.ingest.load import raw_spec
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def gather(
         for spec in INDICES.values()
         for stream in spec.streams
         if contract.topic in STREAMS[stream].topics
+        and stream not in KEYED  # of many records, and of most nothing
     }
     accepted = [record for record in followed if not record.refusal]
     indices = {name: _in_index(settings, name, stream, accepted) for name, stream in fed.items()}
