@@ -95,6 +95,7 @@ def rows(spark: SparkSession, given: Population) -> DataFrame:
         "advertiser_id": f"CASE WHEN {of_ad} THEN concat('v', {ad} div 50) END",
         "category": f"concat('category ', CAST(floor(40 * {chance(8)}) AS INT))",
         "view_type": f"CASE WHEN {of_ad} THEN 'promoted' ELSE 'organic' END",
+        "payload": "CAST(NULL AS STRING)",
     }
     parts = max(2, math.ceil(given.events / 500_000))
     return spark.range(0, given.events, 1, parts).select(
