@@ -22,7 +22,7 @@ from pipelines.ads.schema import TABLES
 from pipelines.settings import Settings
 from tests import ads_source
 
-ADS, SEED, LARGE, ENOUGH = 40, 7, 8_000, 1_000
+ADS, SEED, LARGE, ENOUGH = 40, 7, 24_000, 1_000
 
 
 @pytest.fixture(scope="module")
