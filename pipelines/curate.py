@@ -97,6 +97,12 @@ class Source(NamedTuple):
         return declared._replace(columns=tuple(columns))
 
 
+def _said_in(spec: lake.TableSpec) -> tuple[str, ...]:
+    """Of what a record of an event says, the columns that a curated table has."""
+    held = {column.name for column in spec.columns}
+    return tuple(name for name in USER_INTERACTIONS.row_schema.names if name in held)
+
+
 SOURCES: dict[str, Source] = {
     source.contract.name: source
     for source in (
@@ -104,24 +110,8 @@ SOURCES: dict[str, Source] = {
             USER_INTERACTIONS,
             ("user_id", "event_id"),
             (
-                Part(
-                    "curated.user_interactions",
-                    "content_hash",
-                    tuple(n for n in USER_INTERACTIONS.row_schema.names if not n.startswith("features")),
-                ),
-                Part(
-                    "curated.event_features",
-                    "features_hash",
-                    (
-                        "user_id",
-                        "event_id",
-                        "event_time",
-                        "version",
-                        "is_deleted",
-                        "features",
-                        "features_hash",
-                    ),
-                ),
+                Part("curated.user_interactions", "content_hash", _said_in(lake.CURATED_USER_INTERACTIONS)),
+                Part("curated.event_features", "features_hash", _said_in(lake.CURATED_EVENT_FEATURES)),
             ),
         ),
         Source(
