@@ -105,12 +105,12 @@ def _rows(connection: psycopg.Connection, name: str) -> Iterator[tuple[str, dict
         yield key, {column: value for column, value in row.items() if value is not None}
 
 
-def await_that(is_true: Callable[[], bool]) -> None:
+def await_that(is_true: Callable[[], bool], every_s: float = 0.2) -> None:
     """Returns when it is true."""
     deadline = time.monotonic() + PATIENCE_S
     while not is_true():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 def free_port() -> int:

@@ -149,6 +149,15 @@ def connector(settings: Settings, snapshot_mode: str = SNAPSHOT) -> dict[str, st
     }
 
 
+def is_snapshot_whole(settings: Settings) -> bool:
+    """Whether the first snapshot was sent to its end, so that only the slot says where to go on."""
+    notes, whole = _notes(settings), _whole(settings)
+    with contextlib.suppress(FileNotFoundError):
+        if b'"lsn_proc"' in notes.read_bytes():  # it is there once something after the snapshot was sent
+            return True
+    return whole.exists()
+
+
 def what_is_missing(settings: Settings, timeout_s: float = 5.0) -> str | None:
     """None if the connector and its task run, else what Connect says or why it does not answer."""
     try:
@@ -213,11 +222,10 @@ def _archives(settings: Settings, report: jars.Report = jars.say) -> list[Path]:
 
 def _snapshot_mode(settings: Settings) -> str:
     """Whether a slot goes on where it is; the slot and the notes of one that does not are dropped."""
-    notes, whole = _notes(settings), _notes(settings).with_suffix(".snapshot")
-    with contextlib.suppress(FileNotFoundError):
-        if b'"lsn_proc"' in notes.read_bytes():  # it is there once something after the snapshot was sent
-            notes.replace(whole)
-    notes.unlink(missing_ok=True)
+    whole = _whole(settings)
+    if is_snapshot_whole(settings):
+        whole.touch()
+    _notes(settings).unlink(missing_ok=True)
     with database.connected(settings) as connection:
         usable = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND wal_status <> 'lost'"
         if whole.exists() and connection.execute(usable, [SLOT]).fetchone():
@@ -230,6 +238,10 @@ def _snapshot_mode(settings: Settings) -> str:
 def _notes(settings: Settings) -> Path:
     """Beside the data of the broker: with its topics, what is known of the snapshot in them is gone, too."""
     return settings.paths.kafka / "connect.offsets"
+
+
+def _whole(settings: Settings) -> Path:
+    return _notes(settings).with_suffix(".snapshot")
 
 
 def _drop_slot(connection: Connection) -> None:
