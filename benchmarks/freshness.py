@@ -297,9 +297,7 @@ def archive(settings: Settings, load: Load, timeout_s: float = 120.0) -> tuple[i
     table = lake.open_table(settings, name)
     if table is None:
         return 0, 0
-    from pyiceberg.expressions import NotNull
-
-    scan = table.scan(row_filter=NotNull("topic_id"), selected_fields=("partition", "offset", "value"))
+    scan = table.scan("topic_id IS NOT NULL", selected_fields=("partition", "offset", "value"))
     ids = {event["event_id"] for event in load.events}
     mine = [(row, found) for row in scan.to_arrow().to_pylist() if (found := _event_id(row["value"])) in ids]
     places = {(row["partition"], row["offset"]) for row, _ in mine}

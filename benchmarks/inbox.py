@@ -264,7 +264,8 @@ def fresh(settings: Settings, options: Any) -> dict[str, Any]:
     harness.start(settings, ["broker", "streams"])
     users = [f"u{number * (options.followers // SAMPLED)}" for number in range(SAMPLED)]
     seen: dict[tuple[str, int], float] = {}
-    ending, failures = threading.Event(), []
+    ending = threading.Event()
+    failures: list[BaseException] = []
     watchers = [
         threading.Thread(target=watch, args=(settings, user, seen, ending, failures), daemon=True)
         for user in users
@@ -379,9 +380,9 @@ def pushed(folder: Path, followers: int, rows_per_epoch: int) -> dict[str, Any]:
     writer = delta.DeltaWriter(PUSHED, path)
     began = time.perf_counter()
     for epoch, start in enumerate(range(0, followers, rows_per_epoch)):
-        ends = [Position({"topic": {0: offset}}) for offset in (epoch, epoch + 1)]
+        before, after = (Position({"topic": {0: offset}}) for offset in (epoch, epoch + 1))
         part = table.slice(start, rows_per_epoch)
-        writer.commit(delta.Marker("pushed", 1, epoch, *ends, records=part.num_rows), part)
+        writer.commit(delta.Marker("pushed", 1, epoch, before, after, part.num_rows), part)
     committed = time.perf_counter()
     overlay = Overlay(bases.empty(PUSHED), path, followers + 1)
     overlay.catch_up()

@@ -201,13 +201,13 @@ def kills_in(settings: Settings, position: Position, kills: int) -> None:
     """Kill the streaming process, and start it again, whenever another part of the log has been read."""
     for number in range(1, kills + 1):
         wanted = _count(position) * number // (kills + 1)
-        _await(lambda wanted=wanted: _count(reached(settings)) >= wanted, f"{wanted} records to be read")  # type: ignore[misc]
+        _await(lambda wanted=wanted: _count(reached(settings)) >= wanted, f"{wanted} records to be read")
         found = Record.read(processes.supervisor(settings).pid_file("streams"))
         if found is None:
             raise BenchmarkError("the streaming process is gone")
         os.kill(found.pid, signal.SIGKILL)
         say(f"killed after {_count(reached(settings))} records")
-        _await(lambda found=found: not processes.is_alive(found), "it to die")  # type: ignore[misc]
+        _await(lambda found=found: not processes.is_alive(found), "it to die")
         harness.start(settings, ["streams"])
 
 

@@ -112,18 +112,18 @@ def native(suite: Suite, rows: DataFrame) -> bool:
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
-    live = {"row_condition": "is_deleted = false", "condition_parser": "spark"}
+    live: Any = {"row_condition": "is_deleted = false", "condition_parser": "spark"}
     asked: list[Any] = [gxe.ExpectCompoundColumnsToBeUnique(column_list=list(suite.key))]
     for field in suite.fields:
         if field.is_always_required or field.is_required:
-            where = {} if field.is_always_required else live
+            where: Any = {} if field.is_always_required else live
             asked.append(gxe.ExpectColumnValuesToNotBeNull(column=field.path, **where))
         if field.one_of:
             asked.append(
                 gxe.ExpectColumnDistinctValuesToBeInSet(column=field.path, value_set=list(field.one_of))
             )
         if field.type != "timestamp" and (field.least is not None or field.most is not None):
-            between = {"min_value": field.least, "max_value": field.most}
+            between: Any = {"min_value": field.least, "max_value": field.most}
             asked.append(gxe.ExpectColumnValuesToBeBetween(column=field.path, **between))
     context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}

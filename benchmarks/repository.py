@@ -140,7 +140,9 @@ def compare(store: Repository, wanted: Visible) -> int:
         if waiting := updater.held(connection):
             raise BenchmarkError(f"{len(waiting)} transactions were not written", where=store.uri)
         for table in {table for table, _ in wanted}:
-            found |= {(table, key): rows.visible(row) for key, row in repository.scan(connection, table)}
+            found |= {
+                (table, key): dict(rows.visible(row)) for key, row in repository.scan(connection, table)
+            }
     return sum(
         json.dumps(found.get(at), sort_keys=True) != json.dumps(wanted.get(at), sort_keys=True)
         for at in found.keys() | wanted.keys()

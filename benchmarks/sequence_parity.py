@@ -279,7 +279,7 @@ def a_time(moments: Sequence[int], chance: random.Random) -> int:
 
 def interaction(user: str, event: str, at_ms: int, version: int, chance: random.Random) -> dict[str, Any]:
     """A record of `user-interactions`; one in 50 is dated ahead of its time."""
-    said = {name: chance.choice(values) for name, values in VALUES.items()}
+    said: dict[str, Any] = {name: chance.choice(values) for name, values in VALUES.items()}
     said |= {"quantity": chance.choice((None, 1, 7)), "value_usd_micros": chance.choice((None, 0, 2**40))}
     if not any(said[name] for name in OBJECTS):
         said["ad_id"] = "a0"
@@ -442,7 +442,7 @@ class ByHand:
 
     def of_user(self, user: str, from_ms: int, to_ms: int) -> Rows:
         """A user's events with from_ms ≤ time < to_ms, the newest first."""
-        found = [
+        found: Rows = [
             {name: said.get(name) for name in (*VALUES, "quantity", "value_usd_micros")}
             | {"event_id": event, "user_id": user, "time_ms": _ms(said["event_time"])}
             | dict(self._kept[of, event])

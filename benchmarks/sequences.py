@@ -86,7 +86,7 @@ def main(given: Sequence[str]) -> int:
 
 def measured(settings: Settings, population: Population, truth: Truth, options: Any) -> dict[str, Any]:
     """The phases with nothing beside."""
-    singles = [(user,) for user in truth.long_users(SINGLES, options.seed)]
+    singles: list[Users] = [(user,) for user in truth.long_users(SINGLES, options.seed)]
     batches = truth.batches(BATCHES, options.seed)
     found: dict[str, Any] = {}
     errors = 0

@@ -169,14 +169,16 @@ def population(settings: Settings) -> tuple[list[str], list[str]]:
 def ids(settings: Settings, index: str, family: str) -> list[str]:
     """The keys that have rows of a family in the served base."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     folder = settings.paths.indices / index
     version = served_version(settings, index)
-    found: set[str] = set()
-    for file in sorted((folder / version).glob(f"*/rows-{family}.arrow")):
+    found: list[str] = []
+    for file in sorted((folder / version).glob("*/keys.arrow")):
         with pa.memory_map(str(file)) as mapped:
-            keys = pa.ipc.open_file(mapped).read_all().column("key").unique().to_pylist()
-        found.update(key.decode() for key in keys)
+            keys = pa.ipc.open_file(mapped).read_all()
+        has_rows = pc.less(keys.column(f"start_{family}"), keys.column(f"end_{family}"))
+        found += [key.decode() for key in keys.column("key").filter(has_rows).to_pylist()]
     chosen = sorted(found)
     random.Random(3).shuffle(chosen)
     return chosen

@@ -57,9 +57,8 @@ def run_beside_readers(
 
     def reader() -> None:
         try:
-            while not is_over.wait(
-                0.0005
-            ):  # or the readers would keep the interpreter from what they look at
+            # Without a rest the readers would keep the interpreter from what they look at.
+            while not is_over.wait(0.0005):
                 read()
         except BaseException as error:
             failures.append(error)
