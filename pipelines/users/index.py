@@ -6,7 +6,7 @@ the same events.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -48,55 +48,40 @@ COUNTED = pa.schema([("user_id", pa.string()), ("action", pa.string())])
 
 def interactions(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``user-interactions``, with their pins looked up, as events of their users."""
-    return facts.frame(
-        rows.filter("content_hash IS NOT NULL"),
-        family="interactions",
-        identity=["user_id", "event_id"],
-        key="user_id",
-        id="event_id",
-        time_ms=TIME_MS,
-        version=VERSION,
-        is_deleted="is_deleted",
-        content_hash=CONTENT_HASH,
-        payload=_struct(INTERACTION),
-    )
+    of_indexed = {"version": VERSION, "content_hash": CONTENT_HASH}
+    return _of_events(rows, "interactions", "content_hash", INTERACTION, **of_indexed)
 
 
 def features(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``user-interactions`` as what was found out later of their events."""
-    return facts.frame(
-        rows.filter("features_hash IS NOT NULL"),
-        family="features",
-        identity=["user_id", "event_id"],
-        key="user_id",
-        id="event_id",
-        time_ms=TIME_MS,
-        version=["version"],
-        is_deleted="is_deleted",
-        content_hash="features_hash",
-        payload=_struct(FEATURES),
-    )
+    return _of_events(rows, "features", "features_hash", FEATURES)
 
 
 def counts(rows: DataFrame, state: State) -> DataFrame:
     """Rows of ``user-interactions`` as counts of their pins: one for the action, by hour; none without a pin."""
-    return facts.frame(
-        rows.filter("content_hash IS NOT NULL"),
-        family="counts",
-        identity=["user_id", "event_id"],
+    return _of_events(
+        rows,
+        "counts",
+        "content_hash",
+        COUNTED,
         key="coalesce(pin_id, '')",  # what a tombstone, or an event without a pin, takes back, the fold knows
-        id="event_id",
-        time_ms=TIME_MS,
-        version=["version"],
-        is_deleted="is_deleted",
-        content_hash="content_hash",
         amounts=[f"coalesce(action = '{action}' AND pin_id IS NOT NULL, false)" for action in ACTIONS],
-        payload=_struct(COUNTED),
     )
 
 
-def _struct(schema: pa.Schema) -> str:
-    return f"struct({', '.join(schema.names)})"
+def _of_events(rows: DataFrame, family: str, hashed: str, payload: pa.Schema, **said: Any) -> DataFrame:
+    """Facts about events, of the rows that say something of the family: those with the hash of it."""
+    usual = {"key": "user_id", "version": ["version"], "content_hash": hashed}
+    return facts.frame(
+        rows.filter(f"{hashed} IS NOT NULL"),
+        family=family,
+        identity=["user_id", "event_id"],
+        id="event_id",
+        time_ms=TIME_MS,
+        is_deleted="is_deleted",
+        payload=f"struct({', '.join(payload.names)})",
+        **(usual | said),
+    )
 
 
 USER_EVENTS = IndexSpec(

@@ -36,8 +36,8 @@ EDITS = (
         '        ("surface", pa.string()),\n        ("is_large", pa.bool_()),\n',
     ),
     (
-        "        payload=_struct(INTERACTION),\n",
-        "        payload=_struct(INTERACTION)"
+        """        payload=f"struct({', '.join(payload.names)})",\n""",
+        """        payload=f"struct({', '.join(payload.names)})\""""
         '.replace("surface", "upper(surface) AS surface").replace("is_large", "quantity > 2 AS is_large"),\n',
     ),
 )
