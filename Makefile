@@ -64,8 +64,8 @@ format: $(READY) ## Format the code and mend what ruff can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## Run a benchmark: make bench NAME=freshness (or serving, sequences, counters, patterns, inbox, build, load, replay, upkeep, trino, quality, defects, dirty_year, repository, ads-build, ads-freshness, sequence-parity, enrichment)
-	@test -n "$(NAME)" || { echo "say which: make bench NAME=freshness (or serving, sequences, counters, patterns, inbox, build, load, replay, upkeep, trino, quality, defects, dirty_year, repository, ads-build, ads-freshness, sequence-parity, enrichment)" >&2; exit 2; }
+bench: $(READY) ## Run a benchmark: make bench NAME=freshness (or serving, recommendations, sequences, counters, patterns, inbox, build, load, replay, upkeep, trino, quality, defects, dirty_year, repository, ads-build, ads-freshness, sequence-parity, enrichment)
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=freshness (or serving, recommendations, sequences, counters, patterns, inbox, build, load, replay, upkeep, trino, quality, defects, dirty_year, repository, ads-build, ads-freshness, sequence-parity, enrichment)" >&2; exit 2; }
 	@$(BIN)/tidemark bench $(NAME) $(ARGS)
 
 lock: $(READY) ## Pin anew what pyproject.toml asks for
