@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from sqlglot.errors import TokenError
 from sqlglot.tokens import Tokenizer, TokenType
@@ -94,6 +94,12 @@ def parse(text: str) -> Sentence:
 # ------------------------------------------------------------------------------------------------------ tokens
 
 
+class _Tokenizer(Tokenizer):
+    """sqlglot's, without commands: each SHOW would be cut twice, in time that grows with the square of the length."""
+
+    COMMANDS: ClassVar[set[TokenType]] = set()
+
+
 class _Token(NamedTuple):
     """A word or a sign of the grammar by itself, or a `NAME`, a `TEXT`, the `END`, or something `STRANGE`.
 
@@ -137,7 +143,7 @@ def _wrong(token: _Token) -> str:
 
 def _tokens(text: str) -> Iterator[_Token]:
     """All tokens, the last of them `END`, or `STRANGE` where sqlglot finds no token or a comment is of another kind."""
-    tokenizer = Tokenizer()
+    tokenizer = _Tokenizer()
     with suppress(TokenError):  # a quote is not closed: the tokens before it are there
         tokenizer.tokenize(text)
     start = _gap_end(text, 0)
