@@ -277,11 +277,13 @@ def numbers_of(said: Mapping[str, Any], name: str, path: str, count: int) -> tup
     return tuple(map(float, values))
 
 
-def texts_of(said: Mapping[str, Any], name: str, path: str, most: int = MAX_TEXTS) -> tuple[str, ...]:
-    """A list of texts of a JSON object; none where it is absent or null."""
+def texts_of(
+    said: Mapping[str, Any], name: str, path: str, most: int = MAX_TEXTS, choices: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """A list of texts of a JSON object, each of these if there are any; none where it is absent or null."""
     values = said.get(name)
     if values is None:
         return ()
     if not isinstance(values, list) or len(values) > most:
         raise Problem(400, path, "it is not such a list", f"a list of at most {most} texts")
-    return tuple(text_of(value, f"{path}[{place}]") for place, value in enumerate(values))
+    return tuple(text_of(value, f"{path}[{place}]", choices) for place, value in enumerate(values))

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.contracts import ACTIONS
 from pipelines.users.index import OWN
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 USER = "user_id"
 COLUMNS = tuple(field.name for field in OWN if pa.types.is_string(field.type) and field.name != "payload")
 """What events are told apart by: their fields that are texts."""
+CHOICES: Mapping[str, Sequence[str]] = {"action": ACTIONS}
+"""Column → all that it may hold, where that is known: another word is a mistake, and would count nothing."""
 
 MAX_USERS, MAX_PAIRS, MAX_VALUES = 1_000, 1_000, 1_000
 

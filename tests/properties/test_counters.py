@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
+import sqlglot
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlglot import exp
 
 from pipelines.indexing import build, facts
 from pipelines.indexing.base import empty, open_base
@@ -18,6 +22,7 @@ from pipelines.indexing.position import EMPTY
 from pipelines.indexing.timelines import TimelineView
 from pipelines.indexing.view import view
 from pipelines.users import counter_sql, counters
+from pipelines.users.counter_sql import BadSql
 from pipelines.users.counters import Pairs, Query
 from pipelines.users.index import USER_EVENTS
 from pipelines.users.spans import MAX_SPAN_MS, MIN_SPAN_MS
@@ -167,9 +172,31 @@ def check_pairs(chance: random.Random, seen: TimelineView, events: list[dict[str
     assert counters.count_pairs(seen, asked, NOW_MS).events.tolist() == [expected[pair] for pair in pairs]
 
 
-@CASES
-@given(st.randoms(use_true_random=False))
-def test_a_sentence_says_the_query_that_it_was_written_of(chance: random.Random) -> None:
+# ------------------------------------------------------------------------------------------------------------ SQL
+
+GAPS = (" ", " ", " ", "\n\t ", " -- so\n", "/* so */", " /* ' */ ")
+WORDS = (
+    "user", '"user"', "object", "action", "age", "events", "count", "SELECT", "from", "WHERE", "GROUP BY", "AND", "IN",
+    "AS", "=", "<", ",", "(", ")", "*", ";", "'view'", "'7d'", "'u''1'",
+)  # fmt: skip
+STRANGE = (
+    "DATE(", "STRUCT<", "EXISTS(", "CASE WHEN", "NOT", "NULL", "UNION", "SHOW", "BEGIN SHOW", "::int", "a.", ".", "[",
+    "{", "?", "@", "'", '"', "`", "$a$", "0x1", "1e", "/*", "--", "{#", "{%", "||", "\\", "\u017f", "\0", "\ud800",
+)  # fmt: skip
+NEVER = (".", "[", "{", "?", "@", "::", "7", "||", "==", "<=", "/*+ a */", "{# a #}", "N'a'", "`a`")
+"""What begins no token of the grammar, wherever it stands."""
+
+
+class Written(NamedTuple):
+    """A sentence, token by token, and what it says."""
+
+    tokens: list[str]
+    query: Query
+    names: tuple[str, ...]
+
+
+def written(chance: random.Random) -> Written:
+    """Any sentence of a few columns."""
     users = chance.sample(USERS, chance.randrange(1, 4))
     grouped = chance.sample(["user_id", *VALUES], chance.randrange(0, 4))
     where, (number, unit) = drawn_where(chance), chance.choice(((1, "m"), (36, "h"), (90, "d"), (2, "w")))
@@ -182,23 +209,124 @@ def test_a_sentence_says_the_query_that_it_was_written_of(chance: random.Random)
     def name(column: str) -> str:
         return chance.choice(named.get(column, (column, column.upper())))
 
-    def condition(column: str, values: tuple[str, ...]) -> str:
+    def condition(column: str, values: tuple[str, ...]) -> list[str]:
         texts = ["'" + value.replace("'", "''") + "'" for value in values]
         if len(texts) == 1 and chance.random() < 0.5:
-            return f"{name(column)} = {texts[0]}"
-        return f"{name(column)} IN ({', '.join(texts)})"
+            return [name(column), "=", *texts]
+        return [name(column), chance.choice(("IN", "in")), "(", *joined([[one] for one in texts], ","), ")"]
 
     conditions = [condition(*one) for one in ({"user_id": tuple(users)} | where).items()]
-    conditions.append(f"age < '{number}{unit}'")
+    conditions.append(["age", "<", f"'{number}{unit}'"])
     chance.shuffle(conditions)
-    chosen = [name(column) for column in grouped]
-    selected = list(chosen)
-    selected.insert(chance.randrange(len(selected) + 1), chance.choice(("count(*)", "COUNT(*) AS n")))
-    text = f"SELECT {', '.join(selected)}\nFROM events WHERE {' AND '.join(conditions)}"
+    names, selected = [], []
+    for column in grouped:
+        said, alias = name(column), f"as_{column}"
+        is_named = chance.random() < 0.3
+        names.append(alias if is_named else said.strip('"'))
+        selected.append([said, "AS", alias] if is_named else [said])
+    count = chance.choice((["count", "(", "*", ")"], ["COUNT", "(", "*", ")", "AS", "n"]))
+    selected.insert(chance.randrange(len(selected) + 1), count)
+    tokens = ["SELECT", *joined(selected, ","), "FROM", "events", "WHERE", *joined(conditions, "AND")]
     if grouped:
-        text += " GROUP BY " + ", ".join(name(column) for column in chance.sample(grouped, len(grouped)))
-    found = counter_sql.parse(text)
+        again = [[name(column)] for column in chance.sample(grouped, len(grouped))]
+        tokens += ["GROUP BY", *joined(again, ",")]
     unit_ms = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}[unit]
-    expected = Query(tuple(user.encode() for user in users), number * unit_ms, where, tuple(grouped))
-    assert found.query == expected
-    assert found.names == tuple(one.strip('"') for one in chosen)
+    query = Query(tuple(user.encode() for user in users), number * unit_ms, where, tuple(grouped))
+    return Written(tokens + chance.choice(([], [";"])), query, tuple(names))
+
+
+def joined(parts: list[list[str]], between: str) -> list[str]:
+    """The parts' tokens, with one between each two parts."""
+    return [token for part in parts for token in (between, *part)][1:]
+
+
+def spaced(chance: random.Random, tokens: list[str]) -> list[str]:
+    """The same with gaps before the tokens, where it needs them, and often where not."""
+    told: list[str] = []
+    for token in tokens:
+        is_apart = bool(told) and {told[-1][-1], token[0]} & set("=<,()*;") and chance.random() < 0.5
+        told += ["" if is_apart else chance.choice(GAPS), token]
+    return told
+
+
+def as_sqlglot_reads(text: str) -> tuple[dict[str, set[str]], list[str], set[str]]:
+    """Conditions, names of the answer's columns, columns of GROUP BY."""
+    tree = sqlglot.parse_one(text)
+    assert isinstance(tree, exp.Select) and tree.args["from_"].this.name == "events"
+    conditions = {}
+    for one in tree.args["where"].this.flatten():
+        assert isinstance(one, exp.EQ | exp.In | exp.LT)
+        values = one.expressions if isinstance(one, exp.In) else [one.expression]
+        conditions[one.this.name.lower()] = {value.this for value in values}
+    group = tree.args.get("group")
+    counted = [one for one in tree.expressions if not one.find(exp.Count)]
+    return conditions, [one.alias_or_name for one in counted], {one.name for one in group or ()}
+
+
+@CASES
+@given(st.randoms(use_true_random=False))
+def test_a_sentence_says_the_query_that_it_was_written_of(chance: random.Random) -> None:
+    sentence = written(chance)
+    text = "".join(spaced(chance, sentence.tokens))
+    found = counter_sql.parse(text)
+    assert (found.query, found.names) == (sentence.query, sentence.names)
+    conditions, names, grouped = as_sqlglot_reads(text)
+    columns = {counter_sql.NAMES.get(name, name): texts for name, texts in conditions.items()}
+    assert columns.pop("age")
+    assert {name: set(values) for name, values in sentence.query.where.items()} | {
+        "user_id": {user.decode() for user in sentence.query.users}
+    } == columns
+    assert tuple(names) == sentence.names
+    assert len(grouped) == len(sentence.names)
+
+
+@CASES
+@given(st.randoms(use_true_random=False))
+def test_a_sentence_is_refused_where_something_strange_was_put_into_it(chance: random.Random) -> None:
+    told = spaced(chance, written(chance).tokens)
+    place = chance.randrange(0, len(told) + 1, 2)
+    before = "".join(told[:place]) + " "
+    with pytest.raises(BadSql) as refused:
+        counter_sql.parse(before + chance.choice(NEVER) + " " + "".join(told[place:]))
+    assert refused.value.position == len(before)
+
+
+@CASES
+@given(st.randoms(use_true_random=False))
+def test_a_sentence_that_ends_early_or_in_a_quote_is_refused_at_its_end(chance: random.Random) -> None:
+    told = spaced(chance, written(chance).tokens)
+    text = "".join(told[: chance.randrange(0, len(told) + 1, 2)])
+    assert refused_at(text) in (None, len(text))
+    assert refused_at(text + chance.choice((" 'a", ' "a', " /* a"))) == len(text) + 1
+
+
+@CASES
+@given(
+    st.one_of(
+        st.text(),
+        st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join),
+        st.lists(st.sampled_from(WORDS + STRANGE), max_size=40).map(" ".join),
+        st.lists(st.sampled_from(WORDS + STRANGE), max_size=40).map("".join),
+        st.tuples(st.sampled_from(WORDS + STRANGE), st.integers(0, 8_000)).map(lambda one: one[0] * one[1]),
+    ),
+    st.integers(0, 40),
+    st.randoms(use_true_random=False),
+)
+def test_any_text_is_read_or_refused_in_its_place_and_soon(
+    text: str, kept: int, chance: random.Random
+) -> None:
+    told = spaced(chance, written(chance).tokens)
+    for whole in (text, " ".join((*told[:kept], text, *told[kept:]))):
+        began = time.thread_time()
+        position = refused_at(whole)
+        assert time.thread_time() - began < 2  # 60,000 characters take a tenth of that
+        assert position is None or 0 <= position <= len(whole)
+
+
+def refused_at(text: str) -> int | None:
+    """Where a text is refused; None if it is not."""
+    try:
+        counter_sql.parse(text)
+    except BadSql as error:
+        return error.position
+    return None

@@ -18,7 +18,17 @@ from pipelines.serving.inputs import (
 from pipelines.serving.routing import Answer, Call, add, json_answer
 from pipelines.serving.standing import EVENTS
 from pipelines.users import counter_sql, counters
-from pipelines.users.counters import COLUMNS, MAX_PAIRS, MAX_USERS, MAX_VALUES, USER, Counts, Pairs, Query
+from pipelines.users.counters import (
+    CHOICES,
+    COLUMNS,
+    MAX_PAIRS,
+    MAX_USERS,
+    MAX_VALUES,
+    USER,
+    Counts,
+    Pairs,
+    Query,
+)
 from pipelines.users.spans import MAX_SPAN_MS, MIN_SPAN_MS
 
 if TYPE_CHECKING:
@@ -125,9 +135,7 @@ def _query(said: Said) -> Query:
     users = texts_of(said, "user_ids", "user_ids", MAX_USERS)
     if not users:
         raise Problem(400, "user_ids", "there are no ids", _BODY["user_ids"])
-    grouped = texts_of(said, "group_by", "group_by")
-    for place, name in enumerate(grouped):
-        text_of(name, f"group_by[{place}]", (USER, *COLUMNS))
+    grouped = texts_of(said, "group_by", "group_by", choices=(USER, *COLUMNS))
     if len(set(grouped)) != len(grouped):
         raise Problem(400, "group_by", "a column is there twice", [USER, *COLUMNS])
     unique = tuple(dict.fromkeys(user.encode() for user in users))
@@ -153,7 +161,9 @@ def _where(said: Said) -> dict[str, tuple[str, ...]]:
     if said.get("where") is None:
         return {}
     given = object_of(said["where"], "where", _BODY["where"])  # type: ignore[arg-type]
-    found = {name: texts_of(given, name, f"where.{name}", MAX_VALUES) for name in given}
+    found = {
+        name: texts_of(given, name, f"where.{name}", MAX_VALUES, CHOICES.get(name, ())) for name in given
+    }
     for name, values in found.items():
         if not values:
             raise Problem(400, f"where.{name}", "there are no texts", f"1 to {MAX_VALUES} texts")
