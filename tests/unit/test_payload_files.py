@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.contracts import payload_files
+from pipelines.contracts import USER_INTERACTIONS, decode, frames, payload_files, user_interactions
 from pipelines.contracts.contract import Refused
 from pipelines.contracts.payload_files import declared, load, publish, read_ledger
 from pipelines.contracts.payloads import BadSchema, Schema, parse, read_payload
@@ -113,6 +114,24 @@ def test_what_widens_is_published_and_then_kept(folder: Path, said: dict[str, An
     with pytest.raises(BadSchema, match="published with another meaning"):
         publish(folder, "view", NOW_MS)
     assert path.exists()
+
+
+def test_nothing_is_decided_while_files_and_ledger_differ(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, changed(rank={"most": 3}))
+    monkeypatch.setattr(payload_files, "FOLDER", folder)
+    monkeypatch.setattr(user_interactions, "declared", declared.__wrapped__)
+    monkeypatch.setattr(payload_files, "declared", declared.__wrapped__)
+    record = {"user_id": "u", "event_id": "e", "pin_id": "p", "action": "view", "event_time": NOW_MS}
+    raw: Any = None  # is not even looked at
+    for decide in (
+        lambda: decode(USER_INTERACTIONS, json.dumps(record).encode(), NOW_MS),
+        lambda: frames.judged(USER_INTERACTIONS, raw),
+        lambda: frames.examined(USER_INTERACTIONS, raw),
+    ):
+        with pytest.raises(BadSchema, match="published with another meaning"):
+            decide()
 
 
 def test_owner_docs_and_order_may_change(folder: Path) -> None:
