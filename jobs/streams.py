@@ -264,7 +264,7 @@ def main() -> int:
     from jobs import code, lineages
     from pipelines import interpreter, logs
     from pipelines import settings as settings_module
-    from pipelines.contracts import payloads
+    from pipelines.contracts import payload_files
     from pipelines.spark import session
 
     options = _options()
@@ -274,7 +274,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     settings = settings_module.load()
-    payloads.declared()  # a schema that cannot be read is told now, and not by the first epoch
+    payload_files.declared()  # a schema that cannot hold is told now, and not by the first epoch
     # Also before there are threads: CPython 3.11 cannot build two syntax trees at a time.
     if options.beside is None and (kept := lineages.code_of_served(settings)) is not None:
         log.info("what is served is fed by other code: handing over to %s", kept.folder)

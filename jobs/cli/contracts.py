@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs import console
 from jobs.cli.shared import Json, app, load_settings
 
+if TYPE_CHECKING:
+    from pipelines.contracts.payloads import Schema
+
 contracts_app = typer.Typer(
     no_args_is_help=True, help="The fields of a topic's records, and how they evolve."
 )
 app.add_typer(contracts_app, name="contracts", rich_help_panel="Data")
+payloads_app = typer.Typer()
+contracts_app.add_typer(payloads_app, name="payloads")
 
 Topic = Annotated[str, typer.Argument(help="A topic, as user-interactions.")]
 Path = Annotated[str, typer.Argument(help="A field; catalogue.NAME inside an object.")]
@@ -71,25 +77,61 @@ def forget(topic: Topic, path: Path, as_json: Json = False) -> None:
         console.say(f"{field.path} is no column from {_time(field.since_ms)} on")
 
 
-@contracts_app.command("payloads")
-def payloads(as_json: Json = False) -> None:
-    """Read the schemas of conf/payloads/, and list what payloads and features may say; an error says what is wrong."""
-    from pipelines.contracts.payloads import declared, rule
+@payloads_app.callback(invoke_without_command=True)
+def payloads(context: typer.Context, as_json: Json = False) -> None:
+    """What payloads and features may say, as declared in conf/payloads/, and what is wrong with it.
 
-    schemas = [(number, one) for of in declared().values() for number, one in enumerate(of, 1)]
-    if as_json:
-        plain = [
-            {**one._asdict(), "number": number, "fields": [f._asdict() for f in one.fields.values()]}
-            for number, one in schemas
-        ]
-        console.emit_json({"schemas": plain})
+    Exit code 1 if something is wrong: nothing is decided then. docs/timelines.md says how a schema is declared, and
+    how it changes.
+    """
+    if context.invoked_subcommand is not None:
         return
-    rows = [
-        (one.about, str(number), _time(one.since_ms), one.owner, field.name, rule(field), field.doc)
-        for number, one in schemas
-        for field in one.fields.values()
-    ]
-    console.table("payloads", ("about", "", "since", "owner", "field", "what it may be", ""), rows)
+    from pipelines.contracts import payload_files
+    from pipelines.contracts.payloads import rule
+
+    library = payload_files.load()
+    if as_json:
+        schemas = [_told(number, one) for of in library.schemas.values() for number, one in enumerate(of, 1)]
+        console.emit_json({"schemas": schemas, "problems": [error.as_json() for error in library.problems]})
+    else:
+        rows = [
+            (one.about, str(number), _time(one.since_ms), one.owner, field.name, rule(field), field.doc)
+            for of in library.schemas.values()
+            for number, one in enumerate(of, 1)
+            for field in one.fields.values()
+        ]
+        console.table("payloads", ("about", "", "since", "owner", "field", "what it may be", ""), rows)
+        for error in library.problems:
+            console.say(f"refused: {error}")
+    if library.problems:
+        raise typer.Exit(1)
+
+
+@payloads_app.command("publish")
+def publish(
+    about: Annotated[str, typer.Argument(help="An action, or features.")],
+    as_json: Json = False,
+) -> None:
+    """Write what a schema means into conf/payloads/published.yaml, so that it holds; commit that file.
+
+    From then on it is only ever widened. What would refuse more is a new version, whose `since` lies ahead.
+    """
+    from pipelines.contracts import payload_files
+
+    newest = payload_files.publish(payload_files.FOLDER, about, int(time.time() * 1000))
+    if as_json:
+        console.emit_json({"about": about, "since_ms": newest.since_ms})
+    else:
+        console.say(
+            f"what {about} may say is published, the newest from {_time(newest.since_ms)} on: commit conf/payloads/"
+        )
+
+
+def _told(number: int, schema: Schema) -> dict[str, Any]:
+    from pipelines.contracts.payloads import plain
+
+    fields = [{"name": field.name, **plain(field), "doc": field.doc} for field in schema.fields.values()]
+    return {**schema._asdict(), "number": number, "fields": fields}
 
 
 def _time(at_ms: int | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipelines.contracts import payload_files
 from pipelines.contracts.contract import (
     RECORD,
     REFUSED_SCHEMA,
@@ -33,6 +34,7 @@ def judged(contract: Contract, raw: DataFrame) -> DataFrame:
     """Raw rows as the accepted schema, and `_reason`, which is null in accepted rows."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
+    payload_files.declared()  # a schema that cannot hold is told here, and not by a worker
     schema = accepted_schema(contract).append(pa.field("_reason", pa.string()))
     judge = functools.partial(_judge, contract.topic, contract.fields, schema)
     return raw.select(*RECORD.names).mapInArrow(judge, from_arrow_schema(schema))
@@ -45,6 +47,7 @@ def examined(contract: Contract, raw: DataFrame) -> DataFrame:
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
+    payload_files.declared()
     examine = functools.partial(_examine, contract.topic, contract.fields)
     return raw.select(*RECORD.names).mapInArrow(examine, from_arrow_schema(REFUSED_SCHEMA))
 

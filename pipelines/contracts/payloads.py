@@ -8,34 +8,28 @@
       query: {type: text, most_bytes: 256, doc: what was searched for}
       rank: {type: integer, least: 1, is_required: true, doc: its place in the list, from 1}
 
-Belongs here: reading the files of `conf/payloads/`, and deciding one payload. Does not belong here: which records have
-one (`user_interactions`).
+Belongs here: what a schema may say, and deciding one payload by it; both pure. Where schemas are kept, and how they may
+change, is ``payload_files``'. Does not belong here either: which records have a payload (`user_interactions`).
 
-`view.yaml` is the first schema of what it is about, `view.v2.yaml` the next: which of them holds, the record's broker
-time says, so that whoever decides again decides alike. A schema that was in force is only ever widened (a new optional
-field, a wider bound); what would refuse a record that it took is a new file with a later `since`. What nobody has
-declared is taken as it is.
+Which schema of an action holds, the record's broker time says, so that whoever decides again decides alike. What nobody
+has declared is taken as it is.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
+import sys
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-import yaml
 
 from pipelines.contracts.contract import Record, Refused, missing, wrong_type
 from pipelines.errors import TidemarkError
 
-FOLDER = Path(__file__).resolve().parents[2] / "conf" / "payloads"
 FEATURES = "features"
 MAX_BYTES = 4_096
 """Of a payload, and of features, as JSON."""
@@ -51,7 +45,13 @@ TYPES: Mapping[str, pa.DataType] = {
     "texts": pa.list_(pa.string()),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_FILE = re.compile(r"([a-z_]+)(?:\.v([1-9][0-9]*))?")
+_NUMBERS: Mapping[str, tuple[tuple[type, ...], float]] = {
+    "integer": ((int,), MAX_INTEGER),
+    "number": ((int, float), sys.float_info.max),
+}
+"""What a bound of a type may be, and how far from 0."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_YEAR = 2100
 _BOUNDS: Mapping[str, frozenset[str]] = {
     "integer": frozenset({"least", "most"}),
     "number": frozenset({"least", "most"}),
@@ -105,59 +105,25 @@ Schemas = Mapping[str, tuple[Schema, ...]]
 """About what → the schemas, each later one in force later."""
 
 
-@functools.cache
-def declared(folder: Path = FOLDER) -> Schemas:
-    """The schemas of a folder.
+Bad = Callable[[str, str, object], BadSchema]
+"""Which field, what is wrong with it, and what is allowed, as the error."""
+
+
+def parse(said: Any, where: object, known: Collection[str]) -> Schema:
+    """A schema as a file says it.
+
+    Args:
+        said: What was read.
+        where: The file, for the error.
+        known: What a schema may be about.
 
     Raises:
-        BadSchema: A file cannot be read, or says what may not be said.
+        BadSchema: It says what may not be said; with the field, and what is allowed.
     """
-    from pipelines.contracts.user_interactions import ACTIONS
 
-    found: dict[str, list[tuple[int, Schema]]] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        matched = _FILE.fullmatch(path.stem)
-        schema = _read(path, (*ACTIONS, FEATURES))
-        if matched is None or matched[1] != schema.about:
-            raise BadSchema(
-                f"the file is about {schema.about}", where=path, remedy=f"call it {schema.about}.yaml"
-            )
-        found.setdefault(schema.about, []).append((int(matched[2] or 1), schema))
-    return {about: _in_order(about, numbered, folder) for about, numbered in found.items()}
-
-
-def _in_order(about: str, numbered: list[tuple[int, Schema]], folder: Path) -> tuple[Schema, ...]:
-    numbered.sort(key=lambda one: one[0])
-    if [number for number, _ in numbered] != list(range(1, len(numbered) + 1)):
-        raise BadSchema(f"the schemas of {about} are not numbered one by one", where=folder)
-    schemas = tuple(schema for _, schema in numbered)
-    types = {field.name: field.type for schema in schemas for field in schema.fields.values()}
-    for schema in schemas:
-        for field in schema.fields.values():
-            if field.type != types[field.name]:
-                raise BadSchema(
-                    f"{field.name} of {about} has had another type before: {field.type}",
-                    where=folder,
-                    remedy="give the field another name",
-                )
-    for before, after in itertools.pairwise(schemas):
-        if after.since_ms <= before.since_ms:
-            raise BadSchema(
-                f"a later schema of {about} is in force no later than the one before",
-                where=folder,
-                remedy="give it a later `since`",
-            )
-    return schemas
-
-
-def _read(path: Path, known: tuple[str, ...]) -> Schema:
     def bad(field: str, what: str, allowed: object) -> BadSchema:
-        return BadSchema(f"{field}: {what}", where=path, remedy=f"use {allowed}")
+        return BadSchema(f"{field}: {what}", where=where, remedy=f"use {allowed}")
 
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise bad("the file", f"it cannot be read: {error}", "YAML") from error
     names = ("about", "owner", "since", "fields")
     if not isinstance(said, dict) or set(said) != set(names):
         raise bad("the file", "it has other fields", ", ".join(names))
@@ -165,57 +131,97 @@ def _read(path: Path, known: tuple[str, ...]) -> Schema:
         raise bad("about", f"{said['about']} is not known", f"one of {', '.join(known)}")
     if not isinstance(said["owner"], str) or not said["owner"].strip():
         raise bad("owner", "it is not a name", "the team that answers for it")
-    since = said["since"]
-    if not isinstance(since, datetime):
-        raise bad("since", f"{since} is not a time", "a time in UTC, as 2026-12-01T00:00:00Z")
     if not isinstance(said["fields"], dict) or not said["fields"]:
         raise bad("fields", "there are none", "a mapping of names to types and bounds")
+    since_ms = _since_ms(said["since"], bad)
     fields = {name: _field(name, one, bad) for name, one in said["fields"].items()}
-    at = since.replace(tzinfo=UTC) if since.tzinfo is None else since
-    return Schema(said["about"], said["owner"].strip(), int(at.timestamp() * 1000), fields)
+    return Schema(said["about"], said["owner"].strip(), since_ms, fields)
 
 
-def _field(name: Any, said: Any, bad: Callable[[str, str, object], BadSchema]) -> Field:
+def _since_ms(said: Any, bad: Bad) -> int:
+    if not isinstance(said, datetime) or not _EPOCH.year <= said.year <= _LAST_YEAR:
+        allowed = f"a time in UTC from 1970 to the end of {_LAST_YEAR}, as 2026-12-01T00:00:00Z"
+        raise bad("since", f"{said} is not such a time", allowed)
+    at = said.replace(tzinfo=UTC) if said.tzinfo is None else said
+    return (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+def time_of(at_ms: int) -> datetime:
+    """A time in UTC, exactly."""
+    return _EPOCH + timedelta(milliseconds=at_ms)
+
+
+def _field(name: Any, said: Any, bad: Bad) -> Field:
     path = f"fields.{name}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise bad(path, "it is no name", "lower-case letters, digits and _, at most 63, a letter first")
-    if not isinstance(said, dict) or said.get("type") not in TYPES:
+    kind = said.get("type") if isinstance(said, dict) else None
+    if not isinstance(kind, str) or kind not in TYPES:
         raise bad(path, "it has no type that is known", f"type: one of {', '.join(TYPES)}")
-    kind = said["type"]
     allowed = _ALWAYS | _BOUNDS[kind]
     if unknown := sorted(map(str, set(said) - allowed)):
         raise bad(f"{path}.{unknown[0]}", f"{kind} has no such bound", ", ".join(sorted(allowed)))
-    for bound in ("least", "most"):
-        held = said.get(bound, 0)
-        if type(held) not in ((int, float) if kind == "number" else (int,)):
-            raise bad(f"{path}.{bound}", f"{held} is not allowed", f"a number that {kind} can be")
+    if type(said.get("is_required", False)) is not bool:
+        raise bad(f"{path}.is_required", f"{said['is_required']} is not allowed", "true or false")
     for bound in ("most_bytes", "most_texts"):
         if type(said.get(bound, 1)) is not int or said.get(bound, 1) < 1:
             raise bad(f"{path}.{bound}", f"{said[bound]} is not allowed", "a whole number from 1 on")
-    choices = said.get("one_of", [])
-    if not isinstance(choices, list) or not all(isinstance(one, str) and one for one in choices):
-        raise bad(f"{path}.one_of", "it is not a list of texts", "a list of texts")
-    if type(said.get("is_required", False)) is not bool:
-        raise bad(f"{path}.is_required", f"{said['is_required']} is not allowed", "true or false")
-    return Field(
-        name=name,
-        type=kind,
-        is_required=said.get("is_required", False),
-        least=said.get("least", -MAX_INTEGER if kind == "integer" else -math.inf),
-        most=said.get("most", MAX_INTEGER if kind == "integer" else math.inf),
-        most_bytes=said.get("most_bytes", MAX_BYTES),
-        most_texts=said.get("most_texts", MAX_TEXTS),
-        one_of=tuple(choices),
-        doc=str(said.get("doc", "")),
+    said = said | {"one_of": _choices(said, path, bad), "doc": str(said.get("doc", ""))}
+    unbounded = _unbounded(name, kind)
+    field = unbounded._replace(
+        **{key: said.get(key, getattr(unbounded, key)) for key in allowed | {"one_of"}}
     )
+    if kind in _NUMBERS:
+        _require_range(said, field, path, bad)
+    for place, choice in enumerate(field.one_of):
+        if (size := len(choice.encode("utf-8", "replace"))) > field.most_bytes:
+            what = f"it has {size} bytes, and most_bytes is {field.most_bytes}"
+            raise bad(f"{path}.one_of[{place}]", what, "a shorter text or a greater most_bytes")
+    return field
+
+
+def _require_range(said: Mapping[str, Any], field: Field, path: str, bad: Bad) -> None:
+    types, furthest = _NUMBERS[field.type]
+    for bound in ("least", "most"):
+        held = said.get(bound, 0)
+        if type(held) not in types or not abs(held) <= furthest:
+            what = f"a number that {field.type} can be, from {-furthest} to {furthest}"
+            raise bad(f"{path}.{bound}", f"{held} is not allowed", what)
+    if field.least > field.most:
+        what = f"least is {field.least} and most is {field.most}, so no value is allowed"
+        raise bad(path, what, "a least that is not above most")
+
+
+def _choices(said: Mapping[str, Any], path: str, bad: Bad) -> tuple[str, ...]:
+    if "one_of" not in said:
+        return ()
+    choices = said["one_of"]
+    is_list = isinstance(choices, list) and all(isinstance(one, str) and one for one in choices)
+    if not is_list or not choices or len(set(choices)) < len(choices):
+        raise bad(f"{path}.one_of", "it is not a list of texts", "a list of texts, each once, at least one")
+    return tuple(choices)
+
+
+def _unbounded(name: str, kind: str) -> Field:
+    furthest = MAX_INTEGER if kind == "integer" else math.inf
+    return Field(name, kind, False, -furthest, furthest, MAX_BYTES, MAX_TEXTS, (), "")
+
+
+def plain(field: Field) -> dict[str, Any]:
+    """A field as a file says it: its type, and what limits it."""
+    unbounded = _unbounded(field.name, field.type)
+    limits = {name: getattr(field, name) for name in ("is_required", *sorted(_BOUNDS[field.type]))}
+    return {"type": field.type} | {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in limits.items()
+        if value != getattr(unbounded, name)
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ one payload
 
 
-def read_payload(
-    record: Record, name: str, about: str, broker_time_ms: int, schemas: Schemas | None = None
-) -> str | None:
+def read_payload(record: Record, name: str, about: str, broker_time_ms: int, schemas: Schemas) -> str | None:
     """An optional payload as JSON with sorted keys; raises `Refused` where it breaks the schema that is in force.
 
     Args:
@@ -223,7 +229,7 @@ def read_payload(
         name: Of the field that holds it.
         about: The event's action, or `FEATURES`.
         broker_time_ms: Of the record.
-        schemas: Those that are declared; None: the project's.
+        schemas: Those that are declared.
     """
     found = record.get(name)
     if found is None:
@@ -231,7 +237,7 @@ def read_payload(
         return None
     if type(found) is not dict:
         raise wrong_type(found, name, "an object, or absent")
-    schema = in_force((declared() if schemas is None else schemas).get(about, ()), broker_time_ms)
+    schema = in_force(schemas.get(about, ()), broker_time_ms)
     if schema is not None:
         _require_kept(found, name, schema)
     written = orjson.dumps(found, option=orjson.OPT_SORT_KEYS)
@@ -247,10 +253,10 @@ def in_force(schemas: tuple[Schema, ...], broker_time_ms: int) -> Schema | None:
     return next((one for one in reversed(schemas) if one.since_ms <= broker_time_ms), None)
 
 
-def fields(schemas: Schemas | None = None) -> dict[str, Field]:
+def fields(schemas: Schemas) -> dict[str, Field]:
     """What can be said, by name: `payload.<action>.<field>` and `features.<field>`; as it was declared last."""
     found: dict[str, Field] = {}
-    for about, of in (declared() if schemas is None else schemas).items():
+    for about, of in schemas.items():
         prefix = about if about == FEATURES else f"payload.{about}"
         found |= {f"{prefix}.{field.name}": field for schema in of for field in schema.fields.values()}
     return found

@@ -45,6 +45,7 @@ from pipelines.contracts.contract import (
     take_version,
     wrong_type,
 )
+from pipelines.contracts.payload_files import declared
 from pipelines.contracts.payloads import FEATURES, read_payload
 
 ACTIONS = ("purchase", "view", "click", "save", "hide", "impression", "add_to_basket", "remove_from_basket")
@@ -96,7 +97,7 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
     if take_op(record):
         hashed = content_hash(record)  # a deletion takes both families
         return (user_id, event_id, None, None, None, version, True, hashed, *_NOTHING, None, hashed)
-    features = read_payload(record, "features", FEATURES, broker_time_ms)
+    features = read_payload(record, "features", FEATURES, broker_time_ms, declared())
     said = record.pop("features", None)
     features_hash = None if features is None else content_hash(said)
     if features is not None and record.get("action") is None and not any(map(record.get, _OF_INTERACTION)):
@@ -116,7 +117,7 @@ def _parse(record: Record, broker_time_ms: int) -> Row:
     quantity = read_integer(record, "quantity", 1, MAX_QUANTITY)
     value_usd_micros = read_integer(record, "value_usd_micros", 0, MAX_USD_MICROS)
     surface, view_type = _word(record, "surface"), _word(record, "view_type")
-    payload = read_payload(record, "payload", action, broker_time_ms)
+    payload = read_payload(record, "payload", action, broker_time_ms, declared())
     return (
         user_id,
         event_id,

@@ -30,7 +30,7 @@ from pipelines.contracts import (
     Contract,
     Refusal,
     decode,
-    payloads,
+    payload_files,
 )
 from pipelines.ingest import http
 from pipelines.ingest.evolution import Known
@@ -248,7 +248,7 @@ def main() -> None:
     """Serve until the process is told to end."""
     logs.configure("collector")
     settings = load()
-    payloads.declared()  # a schema that cannot be read is told now, and not by the first event
+    payload_files.declared()  # a schema that cannot hold is told now, and not by the first event
     host, port = settings.collector.host, settings.collector.port
     uvicorn.run(
         create_app(settings), host=host, port=port, log_config=None, log_level="warning", access_log=False

@@ -12,7 +12,8 @@ before it nor the delta after that had, is a correction:
 - `joined_anew`: the event was known; what it was joined with has another version by now.
 - `decided_otherwise`: an epoch had read the record, and made another fact of it or none: what a record means is known
   otherwise by now.
-- `withdrawn`: served before, and gone: a load that was undone, or a record that is refused by now.
+- `withdrawn`: served before, by the base or by the delta after it, and gone: a load that was undone, or a record that
+  is refused by now.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from pipelines.indexing.base import Manifest
     from pipelines.indexing.delta import Marker
+    from pipelines.indexing.position import Position
     from pipelines.settings import Settings
 
 CAUSES = LOAD, NOT_STREAMED, JOINED_ANEW, DECIDED_OTHERWISE, WITHDRAWN = (
@@ -51,14 +53,20 @@ _FACT = ["identity_hash", *_RANK]
 
 
 def before(spark: SparkSession, settings: Settings, after: Manifest) -> Manifest | None:
-    """The base that was served before one; None where there was none, or it is gone, or it was counted already."""
+    """The base that was served before one; None where there was none, or it is gone, or it was counted already.
+
+    A base comes to be served when it is published or rolled back to; the last of that before ``after`` was published.
+    """
     counted_ones = lake.read(spark, lake.OPS_TIMELINE_CORRECTIONS.name)
     if not counted_ones.filter(f"version = {lake.quoted(after.version)}").isEmpty():
         return None
     versions = lake.read(spark, lake.OPS_INDEX_VERSIONS.name)
-    published = versions.filter(f"`index` = {lake.quoted(after.index)} AND event = 'published'")
-    names = [row["version"] for row in published.orderBy("at").select("version").collect()]
-    earlier = [name for name in names if name != after.version]
+    moves = versions.filter(f"`index` = {lake.quoted(after.index)} AND event IN ('published', 'rolled_back')")
+    moved = [
+        (row["version"], row["event"]) for row in moves.orderBy("at").select("version", "event").collect()
+    ]
+    came = max((n for n, move in enumerate(moved) if move == (after.version, "published")), default=0)
+    earlier = [version for version, _ in moved[:came] if version != after.version]
     held = {one.version: one for one in Versions(settings.paths.indices, after.index).manifests()}
     return held.get(earlier[-1]) if earlier else None
 
@@ -79,10 +87,12 @@ def counted(
     old, new = (lake.read(spark, table, manifest.sources[table]) for manifest in (before, after))
     path = delta.table_path(settings.paths.delta, spec.name, before.lineage)
     known = old.select(*_FACT)
-    if streamed := _streamed(spark, path):
+    epochs = delta.markers(path)
+    streamed = _streamed(spark, path)
+    if streamed is not None:
         known = known.unionByName(streamed.select(*_FACT))
     brought = _with_joins(new.join(known, _FACT, "left_anti"), known)
-    cause = _cause(delta.markers(path))
+    cause = _cause(epochs)
     found: dict[tuple[str, str], int] = {}
     for name, source in index_rows.inputs(spec).items():
         rows = lake.read(spark, source, after.sources[source])
@@ -92,7 +102,11 @@ def counted(
         of_family = brought.filter(f"family = '{name}'").join(placed, ["key", "id"])
         told = of_family.selectExpr(f"CASE WHEN is_joined_anew THEN '{JOINED_ANEW}' ELSE cause END AS cause")
         found |= {(name, row["cause"]): row["count"] for row in told.groupBy("cause").count().collect()}
-    gone = old.join(new, ["identity_hash"], "left_anti").groupBy("family").count().collect()
+    was, stays = (facts.select("family", "identity_hash") for facts in (old, new))
+    if streamed is not None:
+        was = was.unionByName(_overlaid(spark, streamed, epochs, before.cut))
+        stays = stays.unionByName(_overlaid(spark, streamed, epochs, after.cut))
+    gone = was.join(stays, ["identity_hash"], "left_anti").distinct().groupBy("family").count().collect()
     return found | {(row["family"], WITHDRAWN): row["count"] for row in gone}
 
 
@@ -112,6 +126,13 @@ def _streamed(spark: SparkSession, path: Path) -> DataFrame | None:
     if not (path / "_delta_log").exists():
         return None
     return spark.read.format("delta").load(str(path)).filter("marker IS NULL")
+
+
+def _overlaid(spark: SparkSession, streamed: DataFrame, epochs: Iterable[Marker], cut: Position) -> DataFrame:
+    """What a delta says over a base of this cut: family and identity of the epochs that are not wholly in it."""
+    named = [(one.stream, one.incarnation, one.epoch) for one in epochs if not cut.covers(one.end)]
+    after = spark.createDataFrame(named, "stream string, incarnation bigint, epoch bigint")
+    return streamed.join(after, after.columns, "left_semi").select("family", "identity_hash")
 
 
 def _cause(epochs: Iterable[Marker]) -> str:

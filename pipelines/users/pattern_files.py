@@ -18,7 +18,7 @@ from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT
 from pipelines.users.patterns.rules import ABSENCE, COUNT, FILTERS, Patterns, Rule
-from pipelines.users.spans import DAY_MS, span_ms
+from pipelines.users.spans import DAY_MS, MIN_SPAN_MS, MINUTE_MS, span_ms
 from pipelines.users.spans import RULE as SPAN_RULE
 
 PATTERNS_FILE = ROOT / "conf" / "patterns.yaml"
@@ -101,7 +101,7 @@ def declared(said: Any, where: str) -> Declared:
         BadPattern: It says what it cannot.
     """
     said = _object(said, where, "", _FILE, required=("lateness", "rules"))
-    lateness_ms = _span(said, where, "lateness", "")
+    lateness_ms = _lateness_ms(said, where)
     interests = said.get("interests")
     interests = (
         {} if interests is None else _object(interests, where, "interests.", _INTERESTS, tuple(_INTERESTS))
@@ -125,9 +125,22 @@ def declared(said: Any, where: str) -> Declared:
                 f"{where}, rule {number}",
                 f"{rule.kind}.within",
                 "lateness and twice the span are more than the 7d of events that a stream finds when it begins anew",
-                f"at most {most // 60_000:,}m with this lateness",
+                f"at most {most // MINUTE_MS:,}m with this lateness",
             )
     return Declared(Patterns(rules, lateness_ms), half_life_ms, weights)
+
+
+def _lateness_ms(said: Mapping[str, Any], where: str) -> int:
+    found = _span(said, where, "lateness", "")
+    most = MAX_KEPT_MS - 2 * MIN_SPAN_MS
+    if found > most:
+        raise _bad(
+            where,
+            "lateness",
+            f"{_shown(said['lateness'])} leaves no rule a span: a stream that begins anew finds 7d of events",
+            f"at most {most // MINUTE_MS:,}m, which is 7d less twice the shortest span",
+        )
+    return found
 
 
 def read(said: Any, where: str) -> Rule:

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contracts import ACTIONS, OBJECTS, payloads
+from pipelines.contracts import ACTIONS, OBJECTS, payload_files, payloads
 from pipelines.contracts.payloads import FEATURES
 from pipelines.errors import TidemarkError
 from pipelines.indexing.documents import DocumentsView
@@ -36,7 +36,7 @@ ORDERS = NEWEST_FIRST, OLDEST_FIRST = ("newest_first", "oldest_first")
 
 OBJECT, CATEGORY = "pin_id", "catalogue.category"
 EVENT_ID = "event_id"
-SAID = payloads.fields()
+SAID = payloads.fields(payload_files.declared())
 """The fields of payloads and features that are declared, by name: `payload.view.dwell_ms`, `features.quality`."""
 FOUND_OUT = frozenset(name for name in SAID if name.startswith(f"{FEATURES}."))
 """Those of features."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipelines.indexing.delta import DeltaWriter, Marker
 from pipelines.indexing.position import EMPTY, Position
 from pipelines.indexing.spec import lineage
 from pipelines.indexing.streaming import HotStreamRun
+from pipelines.indexing.versions import Versions
 from pipelines.indices import STREAMS
 from pipelines.settings import Settings
 from pipelines.users import corrections
@@ -57,7 +59,9 @@ def records(of: list[tuple[int | str, dict[str, Any]]]) -> pa.Table:
     return pa.Table.from_pylist(rows, RECORD)
 
 
-def base_of(spark: SparkSession, settings: Settings, version: str, raw: pa.Table) -> Manifest:
+def base_of(
+    spark: SparkSession, settings: Settings, version: str, raw: pa.Table, cut: Position = EMPTY
+) -> Manifest:
     """The tables that a build would write of these records, and the manifest of its base."""
     source = curate.SOURCES["user_interactions"]
     made = curate.curate(source, spark.createDataFrame(raw), rows=raw.num_rows, snapshot_id=1)
@@ -74,7 +78,7 @@ def base_of(spark: SparkSession, settings: Settings, version: str, raw: pa.Table
     lake.overwrite(index_rows.rows(USER_EVENTS, lambda name: lake.read(spark, name)), table)
     snapshots[table.name] = lake.current_snapshot(settings, table.name)
     sources = {name: snapshot.id for name, snapshot in snapshots.items() if snapshot}
-    return Manifest("user_events", version, lineage(USER_EVENTS), EMPTY, None, "", {}, {}, sources, ())
+    return Manifest("user_events", version, lineage(USER_EVENTS), cut, None, "", {}, {}, sources, ())
 
 
 class NoPins:
@@ -153,3 +157,72 @@ def test_a_base_of_what_was_streamed_corrects_nothing(own: SparkSession, setting
         stream(own, settings, epoch, records(taken[2 * epoch : 2 * epoch + 2]))
     after = base_of(own, settings, "b2", records([("old", said(0)), *taken]))
     assert corrections.counted(own, settings, before, after) == {}
+
+
+def test_what_the_stream_brought_and_the_base_refuses_is_withdrawn_once(
+    own: SparkSession, settings: Settings
+) -> None:
+    """By the first base whose cut covers the epochs that served it; an epoch that goes on above the cut serves on."""
+
+    def reached(offset: int) -> Position:
+        return Position({TOPIC: {0: offset}})
+
+    old = ("old", said(0))
+    about = {key: said(1)[key] for key in ("user_id", "event_id", "event_time")}
+    bases = [base_of(own, settings, "b1", records([old]))]
+    stream(own, settings, 0, records([(0, said(1)), (1, said(1, version=2)), (2, said(2))]))
+    stream(own, settings, 1, records([(3, about | {"features": {"quality": 1}}), (4, said(3))]))
+    stream(own, settings, 2, records([(5, said(4)), (6, said(5))]))
+    kept = [old, (2, said(2)), (4, said(3))]  # of the stream's other records none keeps the contract by now
+    for version, offset in (("b2", 6), ("b3", 7), ("b4", 7)):
+        bases.append(base_of(own, settings, version, records(kept), reached(offset)))
+    withdrawn = [
+        {
+            family: facts
+            for (family, cause), facts in corrections.counted(own, settings, before, after).items()
+            if cause == "withdrawn"
+        }
+        for before, after in itertools.pairwise(bases)
+    ]
+    assert withdrawn == [{"interactions": 1, "features": 1}, {"interactions": 2}, {}]
+
+
+Moves = list[tuple[str, str]]
+PUBLISHED: Moves = [("published", "b1"), ("published", "b2")]
+
+
+@pytest.mark.parametrize(
+    ("moves", "after", "expected"),
+    [
+        ([*PUBLISHED, ("published", "b3")], "b3", "b2"),
+        ([*PUBLISHED, ("rolled_back", "b1"), ("published", "b3")], "b3", "b1"),
+        ([*PUBLISHED, ("rolled_back", "b1"), ("published", "b2"), ("published", "b3")], "b3", "b2"),
+        ([*PUBLISHED, ("published", "b3"), ("rolled_back", "b1"), ("published", "b3")], "b3", "b1"),
+        ([*PUBLISHED, ("published", "b2")], "b2", "b1"),
+        ([*PUBLISHED, ("built", "b4"), ("published", "b3"), ("refused", "b4")], "b3", "b2"),
+        ([*PUBLISHED, ("rolled_back", "b1")], "b1", None),  # it took no base's place when it was published
+        ([*PUBLISHED, ("deleted", "b1"), ("rolled_back", "b0"), ("published", "b3")], "b3", None),
+    ],
+)
+def test_a_base_is_compared_with_what_was_served_before_it(
+    own: SparkSession, settings: Settings, moves: Moves, after: str, expected: str | None
+) -> None:
+    held = {
+        name: Manifest("user_events", name, "l", EMPTY, None, "", {}, {}, {}, ())
+        for name in ("b1", "b2", "b3")
+    }
+    for name, manifest in held.items():
+        folder = Versions(settings.paths.indices, "user_events").new_path(name)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    for table in (lake.OPS_TIMELINE_CORRECTIONS, lake.OPS_INDEX_VERSIONS):
+        lake.ensure(own, table)
+    schema = own.table(lake.OPS_INDEX_VERSIONS.identifier).schema
+    rows = [
+        dict.fromkeys(schema.names)
+        | {"index": "user_events", "event": event, "version": version, "at": AT + timedelta(minutes=minute)}
+        for minute, (event, version) in enumerate(moves)
+    ]
+    lake.append(own.createDataFrame(rows, schema), lake.OPS_INDEX_VERSIONS)
+    found = corrections.before(own, settings, held[after])
+    assert (found.version if found else None) == expected

@@ -21,7 +21,7 @@ from jobs.cli import data, shared
 from pipelines.ads import repository, updater
 from pipelines.ads.repository import Update
 from pipelines.ads.updater import Event
-from pipelines.contracts import payloads
+from pipelines.contracts import payload_files
 from pipelines.settings import ROOT, Settings
 from pipelines.users import sequence_files
 
@@ -374,7 +374,7 @@ def test_sequences_are_listed_checked_and_published(tmp_path: Path, monkeypatch:
     assert told() == {"sequences": [], "problems": [problem]}
 
 
-def test_the_schemas_of_payloads_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_schemas_of_payloads_are_listed() -> None:
     shown = run.invoke(shared.app, ["contracts", "payloads", "--json"])
     assert shown.exit_code == 0
     schemas = {one["about"]: one for one in json.loads(shown.stdout)["schemas"]}
@@ -382,8 +382,29 @@ def test_the_schemas_of_payloads_are_listed(monkeypatch: pytest.MonkeyPatch, tmp
     listed = run.invoke(shared.app, ["contracts", "payloads"])
     assert "dwell_ms" in listed.stdout
 
-    (tmp_path / "view.yaml").write_text("about: view")
-    read = payloads.declared
-    monkeypatch.setattr(payloads, "declared", lambda: read(tmp_path))
-    with pytest.raises(payloads.BadSchema, match="it has other fields"):
-        run.invoke(shared.app, ["contracts", "payloads"], catch_exceptions=False)
+
+def test_schemas_of_payloads_are_checked_and_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload_files, "FOLDER", tmp_path)
+    path = tmp_path / "view.yaml"
+
+    def told(*arguments: str, exit_code: int = 0) -> Any:
+        found = run.invoke(shared.app, ["contracts", "payloads", *arguments, "--json"])
+        assert found.exit_code == exit_code
+        return json.loads(found.stdout)
+
+    path.write_text("about: view")
+    (problem,) = told(exit_code=1)["problems"]
+    assert problem["where"] == str(path) and "it has other fields" in problem["what"]
+    path.write_text(
+        "{about: view, owner: home, since: 2100-01-01T00:00:00Z, fields: {rank: {type: number, most: 9}}}"
+    )
+    (problem,) = told(exit_code=1)["problems"]
+    assert "contracts payloads publish view" in problem["remedy"]
+    assert told("publish", "view")["about"] == "view"
+    assert told()["problems"] == []
+    path.write_text(path.read_text().replace("9", "8"))
+    found = run.invoke(shared.app, ["contracts", "payloads"])
+    assert found.exit_code == 1
+    assert "rank.most was 9 and is 8" in " ".join(found.output.split())

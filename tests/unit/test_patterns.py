@@ -75,6 +75,8 @@ def test_the_shipped_rules_can_be_read() -> None:
     [
         ("lateness", None, "lateness"),
         ("lateness", "1s", "lateness"),
+        ("lateness", "7d", "lateness"),
+        ("lateness", "8d", "lateness"),
         ("more", 1, "more"),
         ("rules", {"a": 1}, "rules"),
         ("rules", [COUNTS] * 101, "rules"),
@@ -127,6 +129,9 @@ def test_what_was_meant_is_told(tmp_path: Path) -> None:
         pattern_files.declared(changed("rules.0.then.interests", 2), "here")
     with pytest.raises(BadPattern, match="within: lateness and twice the span are more than the 7d"):
         pattern_files.declared(changed("rules.0.count.within", "4d"), "here")
+    for rules in (FILE["rules"], []):
+        with pytest.raises(BadPattern, match="lateness: 90d leaves no rule a span.*allowed: at most 10,078m"):
+            pattern_files.declared({**FILE, "lateness": "90d", "rules": rules}, "here")
     for text in ("rules: [", "", "- 1", "\x00"):
         file = tmp_path / "patterns.yaml"
         file.write_text(text)

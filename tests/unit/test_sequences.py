@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.contracts import ACTIONS, OBJECTS, payloads
+from pipelines.contracts import ACTIONS, OBJECTS, payload_files
 from pipelines.pins.index import PINS
 from pipelines.users import sequence_files, sequences
 from pipelines.users.index import USER_EVENTS
@@ -78,7 +78,7 @@ def test_choices_are_the_columns_that_the_indices_declare() -> None:
     declared = USER_EVENTS.families[0].schema.names
     said = [
         f"{'' if about == 'features' else 'payload.'}{about}.{field}"
-        for about, of in payloads.declared().items()
+        for about, of in payload_files.declared().items()
         for field in of[-1].fields
     ]
     assert list(sequences.EVENT_FIELDS) == ["event_id", "time_ms", *declared, *said]
