@@ -71,9 +71,8 @@ def main(given: Sequence[str]) -> int:
         rate=(1_000, "events a second through the streams in the live phase; 0: no live phase"),
         seed=(1, "of the events"),
     )
-    population = events.of_size(options.events, options.seed)
     with harness.place("counters", options.home) as settings:
-        built = events.serve(settings, population, with_parquet=True)
+        population, built = events.kept_or_served(settings, options.events, options.seed)
         machine = harness.machine()
         load_s = events.start(settings)
         others = Others(settings.home, built.parquet)

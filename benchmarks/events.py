@@ -6,6 +6,7 @@ What is asked of them is a benchmark's own.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -134,6 +135,21 @@ def with_pins(events: DataFrame, given: Population) -> DataFrame:
         for family in ("catalogue", "offer")
     }
     return RELATIONS[RELATION](events, tables.__getitem__)
+
+
+def kept_or_served(settings: Settings, events: int, seed: int) -> tuple[Population, Built]:
+    """What a kept home serves already, if it is as many events of the same seed; else `serve`, with Parquet."""
+    note = settings.home / "events.json"
+    if note.exists():
+        said = json.loads(note.read_text())
+        population, paths = Population(**said["population"]), ("parquet", "pins")
+        if (population.events, population.seed) == (events, seed):
+            say("the home serves these events already")
+            return population, Built(**said["built"] | {name: Path(said["built"][name]) for name in paths})
+    population = of_size(events, seed)
+    built = serve(settings, population, with_parquet=True)
+    note.write_text(json.dumps({"population": population._asdict(), "built": built._asdict()}, default=str))
+    return population, built
 
 
 def serve(settings: Settings, given: Population, *, with_parquet: bool) -> Built:
