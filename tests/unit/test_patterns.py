@@ -18,11 +18,17 @@ from typer.testing import CliRunner
 from jobs import cli
 from pipelines.contracts import USER_INTERACTIONS
 from pipelines.contracts.contract import accepted_schema
+from pipelines.indexing import build
+from pipelines.indexing import view as views
+from pipelines.indexing.base import open_base
 from pipelines.indexing.position import EMPTY
+from pipelines.indexing.spec import limited
+from pipelines.indexing.timelines import TimelineView
 from pipelines.serving.app import create_app
-from pipelines.users import pattern_files
+from pipelines.users import pattern_files, profiles
 from pipelines.users.pattern_files import BadPattern
 from pipelines.users.patterns import firing
+from pipelines.users.patterns.index import spec_of
 from pipelines.users.patterns.rules import Patterns, Rule
 from tests import serving_world as world
 from tests.conftest import small_settings
@@ -216,6 +222,20 @@ def test_what_no_rule_looks_at_is_not_too_late_and_what_may_have_been_forgotten_
     kept, _, _ = stepped(kept, row("e0", "view", 10 * DAY_MS, category="fruit"))
     _, told, left_out = stepped(kept, row("b0", None, 10 * DAY_MS, version=2))
     assert (told, left_out) == ([], 1), "the firing stands until the next base"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_base_knew_is_not_cut_off(tmp_path: Path, count: int) -> None:
+    patterns = pattern_files.declared(FILE, "here").patterns
+    spec = limited(spec_of(lambda: patterns), DAY_MS, count)
+    basket = row("b0", "add_to_basket", 30 * DAY_MS, 1, pin_id="p")
+    bought = row("b1", "purchase", 30 * DAY_MS + 1, 2, pin_id="p")
+    facts = firing.whole(patterns, pa.Table.from_pylist([basket, bought], SCHEMA))
+    build.build_local(spec, facts, tmp_path / "b", build.Meta("b", EMPTY, horizon_time_ms=30 * DAY_MS))
+    told = firing.step(patterns, None, None, pa.Table.from_pylist([basket], SCHEMA)).facts
+    view = views.view(open_base(spec, tmp_path / "b")).folded(told, EMPTY)
+    assert isinstance(view, TimelineView)
+    assert profiles.fired(view, pattern_files.declared(FILE, "here"), b"u1", 40 * DAY_MS) == []
 
 
 def test_each_step_outranks_the_steps_before_it_whatever_the_clocks_say() -> None:

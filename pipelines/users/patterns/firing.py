@@ -63,6 +63,9 @@ READ = (
     *("load_id", "partition", "offset", "broker_time"),
 )
 """What the evaluator reads of a row, beside what rules look at."""
+MARKED_MS = 7_258_118_400_000
+"""Time of the fact that says what a base knew: the year 2200, newer than any firing. Whatever horizon or count a
+base is cut off by (`build.horizon_days`, `build.newest_events`), it stays."""
 MAX_EVENTS = 10_000
 """So many events of a user are kept, the newest: what is kept is read and written whole in each step that has events of
 the user, and of so many that takes about 50 ms. An event every nine seconds, day and night, makes as many in a day."""
@@ -178,7 +181,7 @@ def whole(patterns: Patterns, rows: pa.Table) -> pa.Table:
     ]
     payload: dict[str, Any] = dict.fromkeys(FIRING.names)
     payload |= {"known_ms": kept.known[0], "known_offset": kept.known[1]}
-    marker = Told(b"", 0, False, _version(kept), payload)
+    marker = Told(b"", MARKED_MS, False, _version(kept), payload)
     return facts_of(rows.column("user_id")[0].as_py(), [*told, marker])
 
 
@@ -312,11 +315,13 @@ def _taken(
     members = _members(events, touched)
     for (number, group), by in touched.items():
         rule, judged_from_ms = patterns.rules[number], _judged_from(patterns, before, number)
+        here = members[number, group]
+        has_between = by.rows > 1 and not is_all and not _is_in_turn(rule, here, by)
+        others = _others(rule, here, by) if has_between else []
         for from_ms, to_ms in _ranges(rule, by.forms):
-            found = dict(_firing_among(rule, members[number, group], from_ms, to_ms))
-            has_between = by.rows > 1 and not is_all and not _is_in_turn(rule, members[number, group], by)
-            between = _between(rule, members[number, group], by, from_ms, to_ms) if has_between else set()
-            for time_ms, _, role, event_id in _inside(members[number, group], from_ms, to_ms):
+            found = dict(_firing_among(rule, here, from_ms, to_ms))
+            between = _between(rule, here, others, from_ms, to_ms) if has_between else set()
+            for time_ms, _, role, event_id in _inside(here, from_ms, to_ms):
                 if -role != SUBJECT or time_ms < judged_from_ms:
                     continue
                 place, at_ms = (number, event_id), found.get(event_id)
@@ -327,7 +332,7 @@ def _taken(
                     fired[place] = now
                 elif place in fired:
                     told[place] = fired.pop(place), False
-                elif event_id in between:
+                elif event_id in between or (has_between and event_id in by.moved):
                     told[place] = Fired(time_ms, group, None), False
     return Kept(newest, before.whole_from_ms, said.known, said.read, events, fired), told, left_out
 
@@ -443,17 +448,24 @@ def _is_in_turn(rule: Rule, members: Sequence[Member], by: _Touched) -> bool:
     return [member for _, member in sorted(by.fresh)] == members[-len(by.fresh) :]
 
 
-def _between(rule: Rule, members: Sequence[Member], by: _Touched, from_ms: int, to_ms: int) -> set[str]:
-    """The events at which, or after which, something may have fired after some part of a step, and others too."""
+def _others(rule: Rule, members: Sequence[Member], by: _Touched) -> list[Member]:
+    """Of an absence what kept it from firing all along, of a count all that may have been in the group, in order."""
     if rule.kind == ABSENCE:
-        lasting = [member for member in members if -member[2] == SUBJECT or member[3] not in by.events]
-        return by.moved | {event_id for event_id, _ in _absent(rule, lasting, from_ms, to_ms)}
-    forms = sorted({*members, *by.forms})
-    enough = set(by.moved)
-    for time_ms, _, _, event_id in _inside(members, from_ms, to_ms):
-        if _at(forms, time_ms + 1) - _at(forms, time_ms - rule.within_ms + 1) >= rule.at_least:
-            enough.add(event_id)
-    return enough
+        return [member for member in members if -member[2] == SUBJECT or member[3] not in by.events]
+    return sorted({*members, *by.forms})
+
+
+def _between(
+    rule: Rule, members: Sequence[Member], others: Sequence[Member], from_ms: int, to_ms: int
+) -> set[str]:
+    """The events at which, or after which, something may have fired after some part of a step; maybe some more."""
+    if rule.kind == ABSENCE:
+        return {event_id for event_id, _ in _absent(rule, others, from_ms, to_ms)}
+    return {
+        event_id
+        for time_ms, _, _, event_id in _inside(members, from_ms, to_ms)
+        if _at(others, time_ms + 1) - _at(others, time_ms - rule.within_ms + 1) >= rule.at_least
+    }
 
 
 def _inside(members: Sequence[Member], from_ms: int, to_ms: int) -> Sequence[Member]:
