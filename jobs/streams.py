@@ -210,6 +210,8 @@ def hosted_streams(
                 warmed.append(True)
             if isinstance(run, KeyedRun):
                 run.state_partitions = settings.streams.keyed_partitions
+                run.times = functools.partial(broker.times, settings)
+                run.retention_ms = settings.kafka.retention_hours * 3_600_000
             return run.start(
                 spark,
                 servers=settings.kafka.bootstrap_servers,

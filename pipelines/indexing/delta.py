@@ -58,9 +58,9 @@ class DeltaConflict(TidemarkError):
 class Marker(NamedTuple):
     """What an epoch says of itself, in a row of its own: where it read, what it found, when.
 
-    ``start`` and ``end`` name the partitions that had records, as [start, end). Times are ms since 1970; those of an
-    epoch without records are None. ``ages`` are those of its documents, live and backfill apart, where the stream
-    declares its stages.
+    ``start`` and ``end`` name the partitions that had records, as [start, end); those of an epoch that hangs on all
+    before it (``keyed``) all partitions. Times are ms since 1970; those of an epoch without records are None.
+    ``ages`` are those of its documents, live and backfill apart, where the stream declares its stages.
     """
 
     stream: str

@@ -6,7 +6,11 @@ incarnations this shares.
 
 A new incarnation has lost what was kept. It begins at the first record that Kafka has, not at what was committed: a
 step that finds what it told before tells it again, as the same fact with a version that is not greater, and changes
-nothing. What a step would have known of older records it does not know: the next base does.
+nothing. What a step would have known of older records it does not know: it is told up to which time there were some,
+and judges nothing that may hang on them; the next base does.
+
+What an epoch tells of a key hangs on all epochs before it. So its marker ends where they have ended, too: an epoch is
+not wholly before a base's cut while one before it is not.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from pipelines import failpoints
 from pipelines.errors import TidemarkError
 from pipelines.indexing import facts as fact
 from pipelines.indexing.delta import Marker
+from pipelines.indexing.files import replace_text
 from pipelines.indexing.position import EMPTY, Position
 from pipelines.indexing.spec import Family, Keyed, Step
 from pipelines.indexing.streaming import (
@@ -44,6 +49,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HOUR_MS = 3_600_000
+MAX_NAMED = 5
+"""So many keys are named in a line of the log."""
+UNREAD = "unread_ms"
 ROCKSDB = "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
 STATE_OPTIONS = {
     "spark.sql.streaming.stateStore.providerClass": ROCKSDB,
@@ -52,7 +61,7 @@ STATE_OPTIONS = {
 """What a session needs for streams that keep something. With a changelog an epoch writes what changed, not all."""
 
 _GROUPED = pa.schema([("key", pa.string()), ("rows", pa.binary()), ("said", pa.string())])
-_TOLD = "facts binary, left_out bigint, said string"
+_TOLD = "key string, facts binary, left_out bigint, crowded_out bigint, said string"
 _NOBODY = ""
 """The key of a part's account, beside the keys of its rows: ids are never empty."""
 
@@ -97,9 +106,14 @@ class KeyedRun(HotStreamRun):
     ``state_partitions``: into how many parts keys fall, which is how many tasks an epoch has at a time. The other
     queries of the process wait for tasks that run: on two cores, one part leaves them the other core. It is fixed for
     the life of a checkpoint.
+    ``times``: gives the broker's time (ms) of the first record from an offset on, of partitions of a topic by name;
+    those that have none, or do not answer, are left out.
+    ``retention_ms``: for how long topics keep records; None: nobody knows.
     """
 
     state_partitions = 1
+    times: Callable[[str, Mapping[int, int]], Mapping[int, int]] = staticmethod(lambda topic, offsets: {})
+    retention_ms: int | None = None
 
     def start(
         self,
@@ -131,7 +145,9 @@ class KeyedRun(HotStreamRun):
         def run(batch: DataFrame, epoch: int) -> None:
             self.run_told(batch, epoch, life, topic_ids, earliest)
 
-        told = stepped(source, self.stream.decode, family.keyed)
+        self._warn_of_reach(family.keyed)
+        unread_ms = self._unread_ms(name, topic_ids, earliest)
+        told = stepped(source, self.stream.decode, family.keyed, unread_ms)
         writer = told.writeStream.outputMode("update").foreachBatch(run).queryName(self.stream.name)
         writer = writer.option("checkpointLocation", str(life.checkpoint))
         return writer.trigger(processingTime=f"{trigger_ms} milliseconds").start()
@@ -177,16 +193,55 @@ class KeyedRun(HotStreamRun):
                 left_out,
                 epoch,
             )
+        crowded = told.filter(pc.greater(told.column("crowded_out"), 0))
+        crowded_out = pc.sum(crowded.column("crowded_out")).as_py() or 0
+        if crowded_out:
+            named = ", ".join(map(repr, crowded.column("key").to_pylist()[:MAX_NAMED]))
+            log.warning(
+                "%s: more is known than is kept of %d keys (%s); epoch %d left out the %d oldest events of them",
+                *(marker.stream, crowded.num_rows, named, epoch, crowded_out),
+            )
         said = {"stream": marker.stream, "incarnation": life.number, "epoch": epoch, "places": marker.places}
         counts = {
             "records": marker.records,
             "refused": marker.refused,
             "facts": facts.num_rows,
             "left_out": left_out,
+            "crowded_out": crowded_out,
         }
         took = {"indices": [spec.name], "took_ms": _now_ms() - started_at_ms}
         log.info("epoch %d committed", epoch, extra={**said, **counts, **took})
         return marker
+
+    def _unread_ms(self, name: str, topic_ids: Mapping[str, str], earliest: Position) -> int | None:
+        """Up to which broker time there were records that this incarnation never read; None: there were none.
+
+        It is asked once an incarnation, before the first epoch, and stored beside its number: later on Kafka has
+        expired what it has read.
+        """
+        file = self._checkpoints / name / "incarnation.json"
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if UNREAD not in stored:
+            found: list[int] = []
+            for topic, topic_id in topic_ids.items():
+                firsts = {p: first for p, first in earliest.topics.get(topic_id, {}).items() if first > 0}
+                times = self.times(topic, firsts) if firsts else {}
+                found += [times.get(partition, _now_ms()) for partition in firsts]
+            stored[UNREAD] = max(found, default=None)
+            replace_text(file, json.dumps(stored))
+        unread_ms: int | None = stored[UNREAD]
+        if unread_ms is not None:
+            log.info("%s never read what the broker took before %d, and has expired", name, unread_ms)
+        return unread_ms
+
+    def _warn_of_reach(self, keyed: Keyed) -> None:
+        reach_ms = keyed.reach_ms()
+        if self.retention_ms is not None and reach_ms > self.retention_ms:
+            log.warning(
+                "%s has to know %.1f h of records, and topics keep %.1f h: begun anew, it judges nothing until it has"
+                " read as much; make kafka.retention_hours greater, or what it looks back on less",
+                *(self.stream.name, reach_ms / HOUR_MS, self.retention_ms / HOUR_MS),
+            )
 
     def _family(self) -> Family:
         families = [(spec, family) for spec in self.specs for family in spec.families]
@@ -209,7 +264,9 @@ class KeyedRun(HotStreamRun):
         return f"{super()._checkpoint_name()}-{digest}"
 
 
-def stepped(source: DataFrame, decode: Callable[[pa.Table], pa.Table], keyed: Keyed) -> DataFrame:
+def stepped(
+    source: DataFrame, decode: Callable[[pa.Table], pa.Table], keyed: Keyed, unread_ms: int | None
+) -> DataFrame:
     """Records as what the steps tell: a row for each key of an epoch, with its facts, if there are any.
 
     Rows travel as Arrow, a key's together: Spark's own way from rows to Python's objects and back costs a call each.
@@ -218,7 +275,7 @@ def stepped(source: DataFrame, decode: Callable[[pa.Table], pa.Table], keyed: Ke
     from pyspark.sql.pandas.types import from_arrow_schema
     from pyspark.sql.streaming import StatefulProcessor
 
-    columns, step = list(keyed.columns()), keyed.step()
+    columns, step = list(keyed.columns()), keyed.step(unread_ms)
 
     def decoded(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -235,11 +292,12 @@ def stepped(source: DataFrame, decode: Callable[[pa.Table], pa.Table], keyed: Ke
             said = json.dumps([json.loads(part["said"]) for part in parts if part["said"]])
             tables = [_opened(part["rows"]) for part in parts if part["rows"] is not None]
             if not tables:
-                return iter([Row(facts=None, left_out=0, said=said)])
+                return iter([Row(key=_NOBODY, facts=None, left_out=0, crowded_out=0, said=said)])
             held = self._kept.get()
             made = _taken(step, None if held is None else bytes(held[0]), pa.concat_tables(tables))
             self._kept.update((made.kept,))
-            return iter([Row(facts=_closed(made.facts), left_out=made.left_out, said=said)])
+            counts = {"left_out": made.left_out, "crowded_out": made.crowded_out}
+            return iter([Row(key=key[0], facts=_closed(made.facts), **counts, said=said)])
 
         def close(self) -> None:
             pass
@@ -308,7 +366,7 @@ def _summed(said: pa.ChunkedArray) -> _Account:
 def read_by(
     life: Incarnation, epoch: int, topic_ids: Mapping[str, str], earliest: Position
 ) -> tuple[Position, Position]:
-    """Which records an epoch read, by its checkpoint: [start, end) of the partitions that had some."""
+    """Which records an epoch read, by its checkpoint: [start, end) of all partitions, also of those that had none."""
     begun: dict[str, dict[str, int]] = json.loads(life.starting_offsets)
     before = offsets_of(life.checkpoint, epoch - 1) if epoch else {}
     start: dict[str, dict[int, int]] = {}
@@ -319,9 +377,8 @@ def read_by(
             first = before.get(topic, {}).get(partition, begun.get(topic, {}).get(partition, -1))
             if first < 0:
                 first = earliest.topics.get(topic_id, {}).get(int(partition), 0)
-            if first < last:
-                start.setdefault(topic_id, {})[int(partition)] = first
-                end.setdefault(topic_id, {})[int(partition)] = last
+            start.setdefault(topic_id, {})[int(partition)] = min(first, last)
+            end.setdefault(topic_id, {})[int(partition)] = last
     return Position(start), Position(end)
 
 

@@ -137,10 +137,12 @@ def topic_name(topic_id: str) -> str:
 
 def ranges(start: Position, end: Position) -> Ranges:
     """The records between two positions, as a log line says it."""
-    return {
-        topic: {str(p): [(start.topics.get(topic, {}).get(p, 0), last)] for p, last in ends.items()}
-        for topic, ends in end.topics.items()
-    }
+    found: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    for topic, ends in end.topics.items():
+        for partition, last in ends.items():
+            if (first := start.topics.get(topic, {}).get(partition, 0)) < last:
+                found.setdefault(topic, {})[str(partition)] = [(first, last)]
+    return found
 
 
 def merge_all(positions: Iterable[Position]) -> Position:

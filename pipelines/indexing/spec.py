@@ -48,12 +48,19 @@ class NoState:
 
 
 class Stepped(NamedTuple):
-    """What a step makes of a key's new rows: the bytes to keep of the key, the facts that changed, and how many of the
-    rows were too old to be judged, which the next base makes good."""
+    """What a step makes of a key's new rows.
+
+    Attributes:
+        kept: The bytes to keep of the key.
+        facts: Those that changed.
+        left_out: How many of the rows were too old to be judged, which the next base makes good.
+        crowded_out: How much of the key is not kept any more, for there is too much of it.
+    """
 
     kept: bytes
     facts: pa.Table
     left_out: int
+    crowded_out: int = 0
 
 
 Step = Callable[[bytes | None, pa.Table], Stepped]
@@ -67,14 +74,17 @@ class Keyed(NamedTuple):
     Attributes:
         key: The column of the rows by which they belong together; a text.
         columns: Gives the columns that a step reads, the key among them.
-        step: Gives the step. It is asked once a query, and what it holds goes to Spark's workers.
+        step: Gives the step. It is asked once a query, and what it holds goes to Spark's workers. It is given up to
+            which broker time (ms) there were records that the stream never read; None: it began at the beginning.
         meaning: Gives the fingerprint of what steps hold beside their code: another one must not meet what was kept.
+        reach_ms: Gives how far behind what is new a step has to know all.
     """
 
     key: str
     columns: Callable[[], tuple[str, ...]]
-    step: Callable[[], Step]
+    step: Callable[[int | None], Step]
     meaning: Callable[[], str]
+    reach_ms: Callable[[], int]
 
 
 class Family(NamedTuple):

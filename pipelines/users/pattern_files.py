@@ -26,7 +26,8 @@ MAX_RULES, MAX_VALUES, MAX_VALUE_BYTES = 100, 50, 128
 MAX_COUNT = 10_000
 MAX_WEIGHT = 1_000_000.0
 MAX_KEPT_MS = 7 * DAY_MS
-"""A stream begins anew at what Kafka has, which is a week (`kafka.retention_hours`): it must find all that counts."""
+"""A stream begins anew at what Kafka has, a week by default (`kafka.retention_hours`): it must find all that counts.
+Where topics keep less, the stream says so when it starts."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 _NAME_RULE = "lower-case letters, digits and _, at most 64, a letter first"

@@ -1,7 +1,8 @@
 """What is served of patterns equals a naive evaluator over everything that was accepted, over real bases and deltas.
 
 Statements come late, twice, edited and deleted; epochs are cut anywhere, some are read again by a new incarnation that
-kept nothing, and a base may know more of one partition than the epochs after it begin with.
+kept nothing, and a base may know more of one partition than the epochs after it begin with. Brokers' clocks step back,
+and some users' records are in two partitions.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MINUTE_MS = 60_000
 START_MS = 1_704_067_200_000
 TOPIC = "user-interactions@one"
 USERS = {"u0": 0, "grün": 0, "u2": 1, "u3": 1}
-"""User → partition."""
+"""User → partition; of a user that wanders, the first."""
 CATEGORIES = ("fruit", "bread", None)
 PINS = ("p0", "p1", None)
 ACTIONS = ("view", "add_to_basket", "purchase", "click")
@@ -65,6 +66,8 @@ class World(NamedTuple):
         restarts: Before which epochs everything that was kept is lost, and the log is read from its beginning.
         cut: Of the base, by partition; None: there is none.
         beyond: So many records more than its cut does the base hold, of each partition.
+        prefix: Of how much of the log the base is, where users wander, or the stream is behind it; None: of the
+            partitions up to cut and beyond.
     """
 
     file: dict[str, Any]
@@ -73,6 +76,7 @@ class World(NamedTuple):
     restarts: set[int]
     cut: dict[int, int] | None
     beyond: int
+    prefix: int | None = None
 
     def epochs(self) -> list[tuple[int, int, list[Record]]]:
         """Incarnation, epoch, records."""
@@ -90,12 +94,15 @@ class World(NamedTuple):
     def held(self) -> list[Record]:
         """What the base was built of."""
         cut = self.cut or {}
+        if self.prefix is not None:
+            return self.log[: self.prefix + self.beyond]
         return [one for one in self.log if one.offset < cut.get(one.partition, 0) + self.beyond]
 
 
 def drawn(chance: random.Random) -> World:
     file = drawn_rules(chance)
-    log = drawn_log(chance, pattern_oracle.span(file["lateness"]))
+    is_wandering, is_behind = chance.choice(((True, False), (False, True), (False, False), (False, False)))
+    log = drawn_log(chance, pattern_oracle.span(file["lateness"]), is_wandering, not is_behind)
     ends = sorted([*chance.choices(range(1, len(log) + 1), k=chance.randrange(0, 8)), len(log)])
     counts = [sum(one.partition == p for one in log) for p in (0, 1)]
     cut = {p: chance.randint(0, n) for p, n in enumerate(counts)} if chance.random() < 0.7 else None
@@ -105,7 +112,15 @@ def drawn(chance: random.Random) -> World:
         ahead = chance.choice((0, 1))
         cut[ahead] = sum(one.partition == ahead for one in log[: chance.choice(ends)])
     restarts = {number for number in range(1, len(ends)) if chance.random() < 0.15}
-    return World(file, log, ends, restarts, cut, chance.choice((0, 0, 1, 3)))
+    beyond = chance.choice((0, 0, 1, 3))
+    if is_behind:  # what the base knows counts, whatever the stream told before
+        return World(file, log, ends[: len(ends) // 2], restarts, cut or {}, 0, len(log))
+    if cut is None or not is_wandering:
+        return World(file, log, ends, restarts, cut, beyond)
+    # Of a user in two partitions nobody can say who knows more, but where all was known up to somewhere.
+    prefix = chance.randint(0, len(log))
+    cut = {p: sum(one.partition == p for one in log[:prefix]) for p in (0, 1)}
+    return World(file, log, ends, restarts, cut, beyond, prefix)
 
 
 def drawn_rules(chance: random.Random) -> dict[str, Any]:
@@ -133,7 +148,9 @@ def drawn_rules(chance: random.Random) -> dict[str, Any]:
     return {"lateness": chance.choice(("5m", "1h")), "rules": rules}
 
 
-def drawn_log(chance: random.Random, lateness_ms: int) -> list[Record]:
+def drawn_log(
+    chance: random.Random, lateness_ms: int, is_wandering: bool, has_steps_back: bool
+) -> list[Record]:
     """Statements about events that are not older than the lateness behind their user's newest."""
     newest = dict.fromkeys(USERS, START_MS)
     times: dict[tuple[str, str], list[int]] = {}
@@ -154,8 +171,8 @@ def drawn_log(chance: random.Random, lateness_ms: int) -> list[Record]:
                 time_ms = said.record["event_time"]
                 newest[user] = max(newest[user], time_ms)
                 times.setdefault((user, event), []).append(time_ms)
-        partition = USERS[said.user]
-        broker_ms += chance.choice((0, 0, 1, 1000))
+        partition = chance.choice((0, 1)) if is_wandering else USERS[said.user]
+        broker_ms += chance.choice((0, 0, 1, 1000, -1500) if has_steps_back else (0, 0, 1, 1000))
         log.append(Record(partition, ends[partition], broker_ms, said))
         ends[partition] += 1
     return log
@@ -224,20 +241,18 @@ def served(world: World, declared: Declared, folder: Path, chance: random.Random
     writer = DeltaWriter(spec, path)
     kept: dict[str, bytes] = {}
     before = 1
+    read: dict[int, int] = {}
     for incarnation, epoch, records in world.epochs():
         if incarnation != before:
-            kept, before = {}, incarnation
+            kept, before, read = {}, incarnation, {}
         facts = [firing.MADE.empty_table()]
         for user, mine in by_user(records).items():
             chance.shuffle(mine)
-            made = firing.step(declared.patterns, kept.get(user), rows_of(mine))
+            made = firing.step(declared.patterns, None, kept.get(user), rows_of(mine))
             kept[user] = made.kept
             facts.append(made.facts)
-        starts = {
-            p: min(r.offset for r in records if r.partition == p) for p in {r.partition for r in records}
-        }
-        ends = {p: max(r.offset for r in records if r.partition == p) + 1 for p in starts}
-        marker = Marker("user_patterns", incarnation, epoch, position(starts), position(ends), len(records))
+        starts, read = read, {p: read.get(p, 0) + sum(r.partition == p for r in records) for p in (0, 1)}
+        marker = Marker("user_patterns", incarnation, epoch, position(starts), position(read), len(records))
         writer.commit(marker, pa.concat_tables(facts))
     base = empty(spec)
     if world.cut is not None:

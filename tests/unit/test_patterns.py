@@ -18,11 +18,17 @@ from typer.testing import CliRunner
 from jobs import cli
 from pipelines.contracts import USER_INTERACTIONS
 from pipelines.contracts.contract import accepted_schema
+from pipelines.indexing import build
+from pipelines.indexing import view as views
+from pipelines.indexing.base import open_base
 from pipelines.indexing.position import EMPTY
+from pipelines.indexing.spec import limited
+from pipelines.indexing.timelines import TimelineView
 from pipelines.serving.app import create_app
-from pipelines.users import pattern_files
+from pipelines.users import pattern_files, profiles
 from pipelines.users.pattern_files import BadPattern
 from pipelines.users.patterns import firing
+from pipelines.users.patterns.index import spec_of
 from pipelines.users.patterns.rules import Patterns, Rule
 from tests import serving_world as world
 from tests.conftest import small_settings
@@ -165,7 +171,7 @@ def row(event_id: str, action: str | None, time_ms: int, offset: int = 0, **said
 def stepped(kept: bytes | None, *rows: dict[str, Any]) -> tuple[bytes, list[tuple[Any, ...]], int]:
     """A step by the good file: what is kept; what was told (rule, event, time, whether it is taken back); left out."""
     patterns = pattern_files.declared(FILE, "here").patterns
-    made = firing.step(patterns, kept, pa.Table.from_pylist(list(rows), SCHEMA))
+    made = firing.step(patterns, None, kept, pa.Table.from_pylist(list(rows), SCHEMA))
     told = [(one["id"][-2:].decode(), one["time_ms"], one["is_deleted"]) for one in made.facts.to_pylist()]
     return made.kept, told, made.left_out
 
@@ -197,7 +203,7 @@ def test_what_comes_too_late_is_left_to_the_next_base_and_counted() -> None:
     late = row("e1", "add_to_basket", 9 * DAY_MS - 2 * HOUR_MS, pin_id="p")
     later, told, left_out = stepped(kept, late, row("e2", "add_to_basket", DAY_MS, pin_id="p"))
     assert (told, left_out) == ([], 2)
-    assert len(json.loads(later)[2]) == 2, "what is older than all that can count is not kept"
+    assert len(json.loads(later)[4]) == 2, "what is older than all that can count is not kept"
 
 
 def test_little_is_kept() -> None:
@@ -206,7 +212,109 @@ def test_little_is_kept() -> None:
         views = [row(f"{day}-{n}", "view", day * DAY_MS + n, category="fruit") for n in range(10)]
         kept, _, _ = stepped(kept, *views)
     assert kept is not None
-    assert len(json.loads(kept)[2]) <= 20
+    assert len(json.loads(kept)[4]) <= 20
+    impressions = [row(f"i{n}", "impression", 29 * DAY_MS + n, category="fruit") for n in range(100)]
+    more, _, _ = stepped(kept, *impressions)
+    assert len(more) - len(kept) < 100 * len('"i10":[1,false,1,2592000000000],'), "of these their ranks"
+
+
+def test_what_no_rule_looks_at_is_not_too_late_and_what_may_have_been_forgotten_is() -> None:
+    kept, _, _ = stepped(None, row("e0", "view", 10 * DAY_MS, category="fruit"))
+    assert stepped(kept, row("e1", "impression", 7 * DAY_MS))[2] == 0
+    assert stepped(kept, row("e1", None, 10 * DAY_MS))[2] == 0, "nothing was forgotten"
+    kept, told, _ = stepped(None, row("b0", "add_to_basket", DAY_MS, pin_id="p"))
+    assert told == [("b0", DAY_MS + HOUR_MS, False)]
+    kept, _, _ = stepped(kept, row("e0", "view", 10 * DAY_MS, category="fruit"))
+    _, told, left_out = stepped(kept, row("b0", None, 10 * DAY_MS, version=2))
+    assert (told, left_out) == ([], 1), "the firing stands until the next base"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_base_knew_is_not_cut_off(tmp_path: Path, count: int) -> None:
+    patterns = pattern_files.declared(FILE, "here").patterns
+    spec = limited(spec_of(lambda: patterns), DAY_MS, count)
+    basket = row("b0", "add_to_basket", 30 * DAY_MS, 1, pin_id="p")
+    bought = row("b1", "purchase", 30 * DAY_MS + 1, 2, pin_id="p")
+    facts = firing.whole(patterns, pa.Table.from_pylist([basket, bought], SCHEMA))
+    build.build_local(spec, facts, tmp_path / "b", build.Meta("b", EMPTY, horizon_time_ms=30 * DAY_MS))
+    told = firing.step(patterns, None, None, pa.Table.from_pylist([basket], SCHEMA)).facts
+    view = views.view(open_base(spec, tmp_path / "b")).folded(told, EMPTY)
+    assert isinstance(view, TimelineView)
+    assert profiles.fired(view, pattern_files.declared(FILE, "here"), b"u1", 40 * DAY_MS) == []
+
+
+def test_each_step_outranks_the_steps_before_it_whatever_the_clocks_say() -> None:
+    patterns, kept, versions = pattern_files.declared(FILE, "here").patterns, None, []
+    basket = row("b", "add_to_basket", DAY_MS, 5, pin_id="p", partition=0)
+    bought = row("p", "purchase", DAY_MS + 1, 1, pin_id="p", partition=1)
+    for one, broker_s in (
+        (basket, 100),
+        (bought, 90),
+        (row("p", None, DAY_MS, 2, version=2, partition=1), 95),
+    ):
+        moment = datetime.datetime.fromtimestamp(broker_s, datetime.UTC)
+        table = pa.Table.from_pylist([{**one, "broker_time": moment}], SCHEMA)
+        made = firing.step(patterns, None, kept, table)
+        kept, (told,) = made.kept, made.facts.to_pylist()
+        versions.append((tuple(told[f"version_{n}"] for n in (1, 2, 3)), told["is_deleted"]))
+    assert versions == [((100_000, 5, 6), False), ((100_000, 5, 8), True), ((100_000, 5, 9), False)]
+
+
+def test_what_may_have_been_otherwise_after_a_part_of_a_step_is_told_again() -> None:
+    basket = row("b0", "add_to_basket", DAY_MS, 1, pin_id="p")
+    kept, told, _ = stepped(None, basket)
+    bought = row("p", "purchase", DAY_MS + 1, 2, pin_id="p")
+    _, again, _ = stepped(kept, bought, row("p", None, DAY_MS, 3, version=2))
+    assert again == told == [("b0", DAY_MS + HOUR_MS, False)], "a base may know the purchase alone"
+    views = [row(f"e{n}", "view", DAY_MS + n, n, category="fruit") for n in range(4)]
+    assert stepped(None, *views)[1] == [("e2", DAY_MS + 2, False)], "one by one it fired nowhere else"
+    late = [{**one, "offset": 9 - n} for n, one in enumerate(views)]
+    assert stepped(None, *late)[1] == [("e2", DAY_MS + 2, False), ("e3", DAY_MS + 3, True)]
+
+
+def test_a_life_that_did_not_begin_at_the_beginning_judges_what_it_knows_all_of() -> None:
+    patterns = pattern_files.declared(FILE, "here").patterns
+
+    def told(unread_ms: int | None, *rows: dict[str, Any]) -> list[str]:
+        made = firing.step(patterns, unread_ms, None, pa.Table.from_pylist(list(rows), SCHEMA))
+        return [one["id"][-2:].decode() for one in made.facts.to_pylist() if not one["is_deleted"]]
+
+    begun = 10 * DAY_MS
+    early = [row(f"e{n}", "view", begun + n, category="fruit") for n in range(3)]
+    later = [
+        row(f"f{n}", "view", begun + HOUR_MS + 20 * MINUTE_MS + 1 + n, category="fruit") for n in range(3)
+    ]
+    assert told(None, *early, *later) == ["e2", "f2"]
+    assert told(begun, *early, *later) == ["f2"], "an event may be an hour ahead of the broker's time"
+    assert told(40 * DAY_MS, *early, *later) == [], "an old log, read late"
+    beyond = [row(f"g{n}", "view", begun + patterns.kept_ms + 1 + n, category="fruit") for n in range(3)]
+    assert told(40 * DAY_MS, *early, *beyond) == ["g2"], "nobody is later than the lateness"
+
+
+def test_of_a_user_with_too_many_events_the_oldest_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(firing, "MAX_EVENTS", 50)
+    patterns = pattern_files.declared(FILE, "here").patterns
+    views = [row(f"e{n:03}", "view", DAY_MS + n * MINUTE_MS, n, category="fruit") for n in range(200)]
+    made = firing.step(patterns, None, None, pa.Table.from_pylist(views, SCHEMA))
+    assert (made.left_out, made.crowded_out, len(json.loads(made.kept)[4])) == (0, 150, 50)
+    early = row("e0-1", "view", DAY_MS + 1, 200, category="fruit")
+    assert stepped(made.kept, early)[1] == [], "what it hangs on may be forgotten"
+    after = [row(f"f{n}", "view", DAY_MS + HOUR_MS * 5 + n, 300 + n, category="fruit") for n in range(3)]
+    assert stepped(made.kept, *after)[1] == [("f2", DAY_MS + HOUR_MS * 5 + 2, False)]
+
+
+def test_a_burst_costs_about_as_much_as_it_is_long() -> None:
+    def took_s(count: int) -> float:
+        views = [
+            row(f"e{n}", "view", DAY_MS + n * 7919 % (10 * MINUTE_MS), n, category="fruit")
+            for n in range(count)
+        ]
+        began = time.process_time()
+        stepped(None, *views)
+        return time.process_time() - began
+
+    took_s(100)
+    assert took_s(8_000) < 16 * 4 * took_s(500)
 
 
 # ------------------------------------------------------------------------------------------------ over HTTP
@@ -235,7 +343,7 @@ def fire(replica: Any, *rows: dict[str, Any], user: str = "u1") -> None:
     patterns = pattern_files.declared(FILE, "here").patterns
     table = pa.Table.from_pylist([{**one, "user_id": user} for one in rows], SCHEMA)
     follower = replica.followers["user_profiles"]
-    follower.view = follower.view.folded(firing.step(patterns, None, table).facts, EMPTY)
+    follower.view = follower.view.folded(firing.step(patterns, None, None, table).facts, EMPTY)
 
 
 def test_a_profile(client: Client, replica: Any) -> None:

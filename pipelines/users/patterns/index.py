@@ -32,10 +32,16 @@ def spec_of(patterns: Callable[[], Patterns]) -> IndexSpec:
         make = functools.partial(firing.whole, in_force)
         return keyed.whole(rows, USER, firing.columns(in_force), make, MADE)
 
-    def step() -> Step:
-        return functools.partial(firing.step, patterns())
+    def step(unread_ms: int | None) -> Step:
+        return functools.partial(firing.step, patterns(), unread_ms)
 
-    of_stream = Keyed(USER, lambda: firing.columns(patterns()), step, lambda: patterns().digest)
+    of_stream = Keyed(
+        USER,
+        lambda: firing.columns(patterns()),
+        step,
+        lambda: patterns().digest,
+        lambda: patterns().kept_ms,
+    )
     return IndexSpec(
         name="user_profiles",
         families=(Family(FAMILY, FIRING, STREAM, firings, keyed=of_stream),),
