@@ -1,7 +1,7 @@
 """YAML as files of ours may say it: what PyYAML reads safely, less what it takes without a word.
 
-Belongs here: reading a text, and refusing what can only be a slip whatever the file is about. Does not belong here: what
-a file may say, and which error of the project it becomes; each reader of a file knows that.
+Belongs here: reading a text, and refusing what can only be a slip whatever the file is about. Does not belong here:
+what a file may say, and which error of the project it becomes; each reader of a file knows that.
 
 PyYAML keeps the last of two equal keys and says nothing of it, so that half of a definition may be gone.
 """

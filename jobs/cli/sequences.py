@@ -116,7 +116,7 @@ def export(
         return
     console.say(
         f"{found.labels:,} labels with version {found.version} of {found.name} are in {found.table}; "
-        f"{found.empty:,} of the sequences are empty"
+        f"{found.empty:,} of the sequences are empty, {found.incomplete:,} may lack events of before the horizon"
     )
 
 
