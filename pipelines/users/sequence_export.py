@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipelines import indices, lake
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, accepted_schema, frames
 from pipelines.errors import TidemarkError
-from pipelines.indexing.spec import Family, Timeline
+from pipelines.indexing.spec import Family
 from pipelines.ingest import evolution
 from pipelines.lake import Column, TableSpec
 from pipelines.pins.index import PINS
@@ -107,7 +107,7 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
 
     _require_known(definition)
     _require_free(settings, definition, to)
-    horizon_ms = _horizon_ms(settings)
+    horizon_ms = indices.horizon_ms(settings, USER_EVENTS)
     label_rows, labels_at = _labels(spark, settings, labels)
     counted = _counted(label_rows, labels)
     topics = [USER_INTERACTIONS, PIN_UPDATES] if families_read(definition) else [USER_INTERACTIONS]
@@ -146,13 +146,6 @@ def _exported(spark: SparkSession, settings: Settings, definition: Definition, t
     rows = lake.read(spark, to, snapshot.id)
     empty, incomplete = (rows.filter(which).count() for which in ("size(sequence) = 0", "NOT is_complete"))
     return Exported(to, definition.name, definition.version, snapshot.id, snapshot.rows, empty, incomplete)
-
-
-def _horizon_ms(settings: Settings) -> int | None:
-    """How far back the timelines reach that are built by these settings."""
-    read = indices.as_built(settings, USER_EVENTS).read
-    assert isinstance(read, Timeline)
-    return read.age_ms
 
 
 # ---------------------------------------------------------------------------------------------- what can be exported
