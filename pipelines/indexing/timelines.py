@@ -209,6 +209,19 @@ class TimelineView(RowsView):
             self._kinds(None),
         )
 
+    def rows_of(self, keys: Sequence[bytes]) -> int:
+        """How many rows base and overlay hold of some keys' events, of all times: what it may cost to read them.
+
+        An event that was said again after the base counts again.
+        """
+        family = self.spec.families[0].name
+        of_base = sum(
+            int((shard.ends[family][ordinals] - shard.starts[family][ordinals]).sum())
+            for shard, _, ordinals in self.base.place(keys)
+        )
+        hashed = hash_keys(keys)
+        return of_base + sum(len(run.rows_of(hashed)[0]) for run in self.runs)
+
     @property
     def _is_cut(self) -> bool:
         """Whether some timelines end before their oldest event."""

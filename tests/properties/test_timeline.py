@@ -83,6 +83,7 @@ def check_within(home: Home, ledger: Ledger) -> None:
         expected = [(e.time_ms, e.id, e.payloads[first]["number"]) for e in whole.events]
         mine = sorted(((r["time_ms"], r["id"], r["number"]) for of, r in rows if of == place), reverse=True)
         assert mine == [one for one in expected if from_ms <= one[0] < to_ms], (key, from_ms, to_ms)
+        assert len(whole.events) <= view.rows_of([key]) <= sum(said.key == key for said in visible)
         is_cut = whole.missing_ms is not None and whole.missing_ms >= from_ms
         is_inside = horizon is None or horizon <= from_ms
         assert found.is_complete[place] == (is_inside and not is_cut), key
