@@ -177,7 +177,7 @@ def shown(value: Any) -> str:
     """What somebody wrote, short enough to give back."""
     if isinstance(value, dict | list):
         return "a list" if isinstance(value, list) else "a mapping"
-    text = str(value)
+    text = str(value).encode("utf-8", "backslashreplace").decode()  # so that it can be given back
     return text if len(text) <= 100 else text[:100] + "…"
 
 
@@ -197,7 +197,7 @@ def _name(field: str, value: Any) -> str:
 
 
 def _text(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
         raise _refused(field, value, "a text")
     return value.strip()
 
@@ -228,9 +228,14 @@ def _one_of(choices: Collection[str]) -> Reader:
 
 
 def _any_text(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value.encode("utf-8", "replace")) <= MAX_TEXT_BYTES:
-        raise _refused(field, value, f"a text of 1 to {MAX_TEXT_BYTES} bytes")
+    if not isinstance(value, str) or not _is_unicode(value) or not 0 < len(value.encode()) <= MAX_TEXT_BYTES:
+        raise _refused(field, value, f"a text of 1 to {MAX_TEXT_BYTES} bytes of UTF-8")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written: one with half of a surrogate pair, as of `\\ud800`, cannot."""
+    return not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _several(one: Reader, most: int = MAX_TEXTS) -> Reader:

@@ -85,7 +85,11 @@ def test_fatigue_that_says_what_it_cannot_is_refused_by_its_field(wrong: dict[st
 
 
 @pytest.mark.parametrize(
-    "text", ["", "rules: 5", "{", "rules: []\nmore: 1", json.dumps({"rules": [GOOD, GOOD]}), "\x00"]
+    "text",
+    [
+        *("", "rules: 5", "{", "rules: []\nmore: 1", "rules: []\nrules: []", "\x00"),
+        json.dumps({"rules": [GOOD, GOOD]}),
+    ],
 )
 def test_a_file_that_has_no_rules_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rules.yaml"
