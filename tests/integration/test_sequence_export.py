@@ -568,6 +568,8 @@ def test_a_write_that_fails_leaves_nothing(
 
 
 def test_the_command_exports_what_is_declared(lake_spark: SparkSession, settings: Settings) -> None:
+    table = "training.bought_lately_v1"
+
     def tidemark(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs.cli", "sequences", "export", *arguments]
         environment = {**os.environ, **settings.environment}
@@ -575,8 +577,8 @@ def test_the_command_exports_what_is_declared(lake_spark: SparkSession, settings
 
     unknown = tidemark("bought_latly", "--labels", LABELS, "--to", "training.bought")
     assert (unknown.returncode, "did you mean `bought_lately`" in unknown.stderr) == (1, True)
-    done = tidemark("bought_lately", "--labels", LABELS, "--to", "training.bought", "--json")
+    done = tidemark("bought_lately", "--labels", LABELS, "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["name"], told["version"], told["table"]) == ("bought_lately", 1, "training.bought")
-    assert told["labels"] == lake.read(lake_spark, "training.bought").count()
+    assert (told["name"], told["version"], told["table"]) == ("bought_lately", 1, table)
+    assert told["labels"] == lake.read(lake_spark, table).count()
