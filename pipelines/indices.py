@@ -134,6 +134,16 @@ def as_built(settings: Settings, spec: IndexSpec) -> IndexSpec:
     return limited(spec, age_ms if days is None else days * DAY_MS or None, count or None)
 
 
+def horizon_ms(settings: Settings, spec: IndexSpec) -> int | None:
+    """How far back before the newest record the next bases of an index reach; None: to the beginning.
+
+    Raises:
+        SettingsError: As `as_built`.
+    """
+    found: int | None = getattr(as_built(settings, spec).read, "age_ms", None)
+    return found
+
+
 def _limits(name: str, said: Mapping[str, str], kinds: tuple[type, ...]) -> dict[str, int]:
     known = [index for index, spec in INDICES.items() if isinstance(spec.read, kinds)]
     for index, value in said.items():

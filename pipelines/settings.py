@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import yaml
 
+from pipelines import strict_yaml
 from pipelines.errors import TidemarkError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -396,7 +397,7 @@ def _locate(variable: str) -> tuple[str, str]:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
+        values = strict_yaml.load(path.read_text("utf-8")) or {}
     except OSError as error:
         raise SettingsError(
             f"cannot read the settings: {error.strerror}",

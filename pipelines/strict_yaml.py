@@ -23,8 +23,9 @@ def load(text: str) -> Any:
     """What a text says; None where it says nothing.
 
     Raises:
-        yaml.YAMLError: It is not YAML; a mapping has a key twice (`RepeatedKey`); or a value is not what it looks like,
-            as the date 2026-13-01. The error names what it was, line and column.
+        yaml.YAMLError: It is not YAML; a mapping has a key twice (`RepeatedKey`); a text has half of a UTF-16 surrogate
+            pair, which nothing can write; or a value is not what it looks like, as the date 2026-13-01. The error names
+            what it was, line and column.
     """
     loader = _Loader(text)
     try:
@@ -56,8 +57,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            if isinstance(node, yaml.ScalarNode):
+                node.value.encode()
             return super().construct_object(node, deep)
+        except UnicodeEncodeError:
+            what = f"{node.value!a} holds half of a UTF-16 surrogate pair"
         except (ValueError, OverflowError) as error:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{getattr(node, 'value', '')} cannot be read: {error}", node.start_mark
-            ) from None
+            what = f"{getattr(node, 'value', '')} cannot be read: {error}"
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)

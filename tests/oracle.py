@@ -37,10 +37,14 @@ class Event(NamedTuple):
 
 
 class TimelineAnswer(NamedTuple):
-    """Newest first; when it is not complete it is the exact beginning of the complete one."""
+    """Newest first; when it is not complete it is the exact beginning of the complete one.
+
+    No event newer than ``missing_ms`` is missing from the whole timeline; None: none is missing at all.
+    """
 
     events: list[Event]
     is_complete: bool
+    missing_ms: int | None
 
 
 def rank(statement: Statement) -> tuple[tuple[int, ...], bool, int]:
@@ -138,22 +142,24 @@ def timeline(
     A base keeps of each key what lies inside the horizon, and of that the newest ``count``. If it left any out
     there, the key was truncated and its floor is the oldest event that it kept: below it nothing can be said. What
     lies before the horizon is in no answer, so that leaving it out truncates nothing. A declared count limits every
-    answer, whether there is a base or not.
+    answer, whether there is a base or not. An answer is complete if nothing was left out of the timeline, or if it has
+    as many events as were asked for.
     """
     horizon = horizon_ms(age_ms, max_broker_time_ms if base is not None else None)
     known = events(accepted, key, families, horizon)
-    wanted = limit
     floor: tuple[int, bytes] | None = None
     if base is not None and count is not None:
         kept = events(base, key, families, horizon)
         if len(kept) > count:
             floor = order(kept[count - 1])
+    exact = [event for event in known if floor is None or order(event) >= floor]
+    missing = [] if floor is None else [floor[0]]
     if count is not None:
-        wanted = count if limit is None else min(limit, count)
-    if floor is None:
-        return TimelineAnswer(known[:wanted], True)
-    exact = [event for event in known if order(event) >= floor][:wanted]
-    return TimelineAnswer(exact, wanted is not None and len(exact) >= wanted)
+        missing += [event.time_ms for event in exact[count:]]
+        exact = exact[:count]
+    found = exact[:limit]
+    is_complete = not missing or (limit is not None and len(found) == limit)
+    return TimelineAnswer(found, is_complete, max(missing, default=None))
 
 
 def sums(

@@ -250,7 +250,7 @@ BUGS = (
     Bug(
         "a truncated key is called complete",
         "timelines:TimelineView.timeline",
-        "is_complete = not is_truncated or",
+        "is_complete = cut_ms is None or",
         "is_complete = True or",
         ("timeline",),
     ),
@@ -285,8 +285,22 @@ BUGS = (
     Bug(
         "a range says that it is whole, whatever was cut off",
         "timelines:TimelineView._within_cut",
-        "is_complete.append(",
-        "is_complete.append(True or ",
+        "(answer.cut_ms is None or",
+        "(True or",
+        ("timeline",),
+    ),
+    Bug(
+        "a timeline that a count cuts short above the base's floor is called complete",
+        "timelines:TimelineView.timeline",
+        'cut_ms = events.column("time_ms")[read.count].as_py()',
+        "pass",
+        ("timeline",),
+    ),
+    Bug(
+        "a range that begins before the horizon says that it is whole",
+        "timelines:TimelineView.within",
+        "is_inside = horizon is None or",
+        "is_inside = True or",
         ("timeline",),
     ),
     Bug(

@@ -121,6 +121,10 @@ def frequency(
     for broken in judged["broken"]:
         console.say(", ".join(f"{name} {value}" for name, value in broken.items()))
     console.say("it may be shown" if judged["is_allowed"] else "it may not be shown")
+    if short := answer.body["basis"]["incomplete_rules"]:
+        console.say(
+            f"older events may be missing, so that these may have measured too little: {', '.join(short)}"
+        )
 
 
 @query_app.command()

@@ -88,7 +88,10 @@ def export(
         str,
         typer.Option(help="A table with `user_id`, `label_time` and any other columns, as training.labels."),
     ],
-    to: Annotated[str, typer.Option(help="The table to write, as training.clicks; replaced as a whole.")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="The table to write, replaced as a whole; training.<name>_v<version>, by default."),
+    ] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="Which; the newest that is published, by default.")
     ] = None,
@@ -108,7 +111,8 @@ def export(
         spark = session(settings, "tidemark sequences export")
         try:
             report("merging what was known at each label's time")
-            found = sequence_export.export(spark, settings, definition, labels, to)
+            target = to or f"training.{definition.name}_v{definition.version}"
+            found = sequence_export.export(spark, settings, definition, labels, target)
         finally:
             spark.stop()
     if as_json:
@@ -116,7 +120,7 @@ def export(
         return
     console.say(
         f"{found.labels:,} labels with version {found.version} of {found.name} are in {found.table}; "
-        f"{found.empty:,} of the sequences are empty"
+        f"{found.empty:,} of the sequences are empty, {found.incomplete:,} may lack events of before the horizon"
     )
 
 

@@ -23,12 +23,14 @@ class TimelineAnswer(NamedTuple):
     """A key's events, newest first.
 
     ``table`` has the columns id, time_ms and the payload's of the first family; further families are struct columns
-    named like the family. Where ``is_complete`` is False the events are the exact prefix at or above the floor of a
-    truncated key.
+    named like the family. Where ``is_complete`` is False a declared count cut events off that were asked for, or may
+    have; those that are there are exact. ``cut_ms``, where no limit was given: what it cut off of this key is no newer
+    than that; None: nothing was.
     """
 
     table: pa.Table
     is_complete: bool
+    cut_ms: int | None
 
 
 class Part(NamedTuple):
@@ -44,7 +46,8 @@ class Within(NamedTuple):
     Attributes:
         of: Which of the keys that were asked for each event is of, int64[n].
         parts: Where the events are, one part after the other.
-        is_complete: Of each key, whether these are all of its events that were asked for.
+        is_complete: Of each key, whether these are all of its events that were asked for. They may not be where the
+            range begins before the horizon, or not after all that a declared count cut off.
         kinds: The columns that can be read, and their types.
     """
 
@@ -120,12 +123,13 @@ class TimelineView(RowsView):
         events = _newest_first(older, recent, kinds)
         if floor is not None:
             events = _up_to(events, floor)
-        is_truncated = floor is not None and (read.count is None or events.num_rows < read.count)
-        if read.count is not None:
+        cut_ms = None if floor is None else floor[0]
+        if read.count is not None and events.num_rows > read.count:
+            cut_ms = events.column("time_ms")[read.count].as_py()  # at or above the floor
             events = events.slice(0, read.count)
         if before is not None:
             events = _after(events, before)
-        is_complete = not is_truncated or (limit is not None and events.num_rows >= limit)
+        is_complete = cut_ms is None or (limit is not None and events.num_rows >= limit)
         events = events.slice(0, limit)
         for joined in self.spec.families[1:]:
             if columns is None or joined.name in columns:
@@ -133,7 +137,9 @@ class TimelineView(RowsView):
                     joined.name, [key], np.zeros(events.num_rows, np.int64), events.column("id")
                 )
                 events = events.append_column(joined.name, said)
-        return TimelineAnswer(events if columns is None else events.select(list(columns)), is_complete)
+        return TimelineAnswer(
+            events if columns is None else events.select(list(columns)), is_complete, cut_ms
+        )
 
     def added(self, key: bytes, since: int, columns: Sequence[str] | None = None) -> pa.Table | None:
         """What a timeline has gained since its ``last_fold`` was ``since``: the new events, newest first.
@@ -172,9 +178,10 @@ class TimelineView(RowsView):
         For who counts or filters: it reads all keys at once, and of the base no more than the range. ``most``: of each
         key no more than so many of the newest are needed; what is older may be left out.
         """
-        if self._is_cut:
-            return self._within_cut(keys, from_ms, to_ms)
         family, horizon = self.spec.families[0].name, self.base.horizon_from_ms
+        is_inside = horizon is None or horizon <= from_ms
+        if self._is_cut:
+            return self._within_cut(keys, from_ms, to_ms, is_inside)
         from_ms = from_ms if horizon is None else max(from_ms, horizon)
         found, hidden = [], [(NO_ROWS, NO_ROWS)]
         for run, rows, of in self._newest(hash_keys(keys)):
@@ -198,9 +205,22 @@ class TimelineView(RowsView):
         return Within(
             np.concatenate([NO_ROWS, *(of for _, of in found)]),
             tuple(part for part, _ in found),
-            np.ones(len(keys), bool),
+            np.full(len(keys), is_inside),
             self._kinds(None),
         )
+
+    def rows_of(self, keys: Sequence[bytes]) -> int:
+        """How many rows base and overlay hold of some keys' events, of all times: what it may cost to read them.
+
+        An event that was said again after the base counts again.
+        """
+        family = self.spec.families[0].name
+        of_base = sum(
+            int((shard.ends[family][ordinals] - shard.starts[family][ordinals]).sum())
+            for shard, _, ordinals in self.base.place(keys)
+        )
+        hashed = hash_keys(keys)
+        return of_base + sum(len(run.rows_of(hashed)[0]) for run in self.runs)
 
     @property
     def _is_cut(self) -> bool:
@@ -209,7 +229,7 @@ class TimelineView(RowsView):
         assert isinstance(read, Timeline)
         return read.count is not None or any(len(shard.floor_times) for shard in self.base.shards)
 
-    def _within_cut(self, keys: Sequence[bytes], from_ms: int, to_ms: int) -> Within:
+    def _within_cut(self, keys: Sequence[bytes], from_ms: int, to_ms: int, is_inside: bool) -> Within:
         """`within`, key by key: what was cut off of a timeline depends on all that it has."""
         kinds = self._kinds(None)
         parts, of, is_complete = [], [NO_ROWS], []
@@ -219,7 +239,7 @@ class TimelineView(RowsView):
             rows = np.flatnonzero((times >= from_ms) & (times < to_ms))
             parts.append(Part(dict(zip(kinds, answer.table.columns, strict=True)), rows))
             of.append(np.full(len(rows), place))
-            is_complete.append(answer.is_complete or bool(len(times) and times[-1] < from_ms))
+            is_complete.append(is_inside and (answer.cut_ms is None or answer.cut_ms < from_ms))
         return Within(np.concatenate(of), tuple(parts), np.array(is_complete, bool), kinds)
 
     def _kinds(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:

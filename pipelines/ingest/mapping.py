@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import yaml
 
+from pipelines import strict_yaml
 from pipelines.contracts import Contract, contract_of
 from pipelines.errors import TidemarkError
 from pipelines.ingest.sources import LoadError
@@ -90,7 +91,7 @@ def read(path: Path) -> FieldMapping:
         BadMapping: It cannot be read, or names something that is not known; with what is.
     """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadMapping(f"the mapping cannot be read: {error}", where=path) from error
     if not isinstance(said, dict) or not isinstance(said.get("fields"), dict) or "topic" not in said:

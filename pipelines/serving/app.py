@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from pipelines import indices
 from pipelines.serving.inputs import Problem
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.routes import (
@@ -28,9 +29,9 @@ from pipelines.serving.routes import (
     users,
 )
 from pipelines.serving.routing import trace_of
-from pipelines.serving.standing import Ground
+from pipelines.serving.standing import EVENTS, Ground
 from pipelines.users import pattern_files, sequence_files
-from pipelines.users.frequency import RULES_FILE, Rule
+from pipelines.users.frequency import RULES_FILE, Rule, require_inside
 from pipelines.users.frequency import load as load_rules
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def create_app(
         patterns: Of profiles; None: those of `conf/patterns.yaml`.
 
     Raises:
-        BadRule, BadPattern: Such a file has a rule that cannot be read.
+        BadRule, BadPattern: Such a file has a rule that cannot be read, or that reaches back further than timelines do.
     """
     app = FastAPI(
         title="Tidemark",
@@ -78,7 +79,7 @@ def create_app(
     profiles.register(app, ground, declared)
     follows.register(app, ground)
     counters.register(app, ground)
-    frequency.register(app, ground, load_rules(RULES_FILE) if rules is None else rules)
+    frequency.register(app, ground, _rules(settings) if rules is None else rules)
     pins.register(app, ground)
     ads.register(app, ground)
     sequences.register(app, ground, sequence_files.load())
@@ -105,3 +106,9 @@ def create_app(
     app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(Exception, broken)
     return app
+
+
+def _rules(settings: Settings) -> Sequence[Rule]:
+    found = load_rules(RULES_FILE)
+    require_inside(found, indices.horizon_ms(settings, indices.INDICES[EVENTS]))
+    return found

@@ -452,12 +452,19 @@ FREQUENCY = operation(
                 "broken": [{"rule": "ad_daily", "ad_id": "a17", "at_most": 3, "measured": 3}],
             },
         ],
-        "basis": {"now_ms": 1_735_689_600_000, "rules": ["ad_daily"]},
+        "basis": {
+            "now_ms": 1_735_689_600_000,
+            "rules": ["ad_daily"],
+            "is_complete": True,
+            "incomplete_rules": [],
+        },
     },
     MIN_POSITION,
     tag="users",
     description="Each candidate in its order, with the rules that do not allow it. A rule about an object that a "
-    "candidate does not name does not concern it. The rules are those of `conf/frequency.yaml`.",
+    "candidate does not name does not concern it. The rules are those of `conf/frequency.yaml`. A rule among the "
+    "`incomplete_rules` may have measured too little: within its time the user's timeline is cut off, by a count or by "
+    "the index's horizon.",
     problems={400: ("rules[0]", "it is not allowed"), 413: ("body", "the body is too large")} | LATE,
     body=json_body(
         {
@@ -482,7 +489,7 @@ FREQUENCY = operation(
                         "properties": dict.fromkeys(OBJECTS, _TEXT),
                     },
                 },
-                "rules": _TEXTS,
+                "rules": {**_TEXTS, "minItems": 1},
                 "now_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
             },
         },

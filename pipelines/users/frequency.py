@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from pipelines import strict_yaml
 from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT
 from pipelines.users.spans import RULE as SPAN_RULE
-from pipelines.users.spans import span_ms
+from pipelines.users.spans import span_ms, written
 
 if TYPE_CHECKING:
     from pipelines.indexing.timelines import TimelineView
@@ -84,6 +85,19 @@ class Broken(NamedTuple):
     measured: float
 
 
+class Checked(NamedTuple):
+    """What the rules say.
+
+    Attributes:
+        broken: For each candidate the rules that do not allow it; none: it may be shown.
+        incomplete: Rules that may have measured too little: the user's timeline is cut off, by a count or a horizon,
+            within their time.
+    """
+
+    broken: list[list[Broken]]
+    incomplete: tuple[Rule, ...]
+
+
 Candidate = Mapping[str, str]
 """What would be shown: column of `OBJECTS` → its value. A rule about another column does not concern it."""
 
@@ -95,7 +109,7 @@ def load(path: Path = RULES_FILE) -> tuple[Rule, ...]:
         BadRule: It cannot be read, or one of them says what a rule cannot.
     """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadRule(f"the rules cannot be read: {error}", where=str(path), remedy="mend the file") from None
     if not isinstance(said, dict) or set(said) != {"rules"} or not isinstance(said["rules"], list):
@@ -141,10 +155,26 @@ def read(said: Any, where: str) -> Rule:
     return Rule(**common, weights=_actions(said.get("actions"), where), limit=limit, half_life_ms=None)
 
 
+def require_inside(rules: Sequence[Rule], horizon_ms: int | None, where: Path = RULES_FILE) -> None:
+    """Whether the rules reach no further back than timelines do.
+
+    Raises:
+        BadRule: One does: it would forget what it is about, and allow what it should not.
+    """
+    for rule in rules:
+        if horizon_ms is not None and rule.within_ms > horizon_ms:
+            raise _bad(
+                f"{where}, rule {rule.name}",
+                "within",
+                f"it reaches {written(rule.within_ms)} back, timelines {written(horizon_ms)}",
+                f"at most {written(horizon_ms)}, or more days of user_events in build.horizon_days",
+            )
+
+
 def check(
     view: TimelineView, rules: Sequence[Rule], user: bytes, candidates: Sequence[Candidate], now_ms: int
-) -> list[list[Broken]]:
-    """For each candidate the rules that do not allow it; none: it may be shown.
+) -> Checked:
+    """Judge candidates by rules.
 
     Args:
         view: The timelines of users.
@@ -155,10 +185,11 @@ def check(
     """
     broken: list[list[Broken]] = [[] for _ in candidates]
     if not rules:
-        return broken
+        return Checked(broken, ())
     columns = ["time_ms", "action", *dict.fromkeys(rule.per for rule in rules)]
     widest_ms = max(rule.within_ms for rule in rules)
-    events = view.within([user], now_ms - widest_ms + 1, now_ms + 1).read(columns)
+    within = view.within([user], now_ms - widest_ms + 1, now_ms + 1)
+    events = within.read(columns)
     for rule in rules:
         asked = [(place, one[rule.per]) for place, one in enumerate(candidates) if rule.per in one]
         values = list(dict.fromkeys(value for _, value in asked))
@@ -166,7 +197,16 @@ def check(
         for place, value in asked:
             if not _allows(rule, measured[value]):
                 broken[place].append(Broken(rule, value, measured[value]))
-    return broken
+    return Checked(broken, () if within.is_complete[0] else _incomplete(view, rules, user, now_ms))
+
+
+def _incomplete(view: TimelineView, rules: Sequence[Rule], user: bytes, now_ms: int) -> tuple[Rule, ...]:
+    """The rules in whose time events may be missing; of a short time, none may be where some are of a long one."""
+    whole = {
+        reach_ms: bool(view.within([user], now_ms - reach_ms + 1, now_ms + 1).is_complete[0])
+        for reach_ms in {rule.within_ms for rule in rules}
+    }
+    return tuple(rule for rule in rules if not whole[rule.within_ms])
 
 
 def _allows(rule: Rule, measured: float) -> bool:

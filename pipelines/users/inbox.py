@@ -142,6 +142,13 @@ def read(
     return Inbox(page, following, mine.following is None and all(part.is_complete for part in parts))
 
 
+def rows_of(mine: Follows, changes: TimelineView, events: TimelineView) -> int:
+    """How many rows an inbox may have to read; what it takes grows with them, and with the follows."""
+    pins = [one.pin_id for one in mine.follows if one.pin_id is not None]
+    users = [one.followed_user_id for one in mine.follows if one.followed_user_id is not None]
+    return changes.rows_of(pins) + events.rows_of(users)
+
+
 def key_of(entry: str, about: bytes, detail: bytes) -> bytes:
     """The key of an entry: no id has a NUL, so it is of one length, and in order by what it is about."""
     return entry.encode() + about + b"\0" + detail

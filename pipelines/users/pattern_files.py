@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from pipelines import strict_yaml
 from pipelines.contracts import ACTIONS, OBJECTS
 from pipelines.errors import TidemarkError
 from pipelines.settings import ROOT
@@ -86,7 +87,7 @@ def load(path: Path = PATTERNS_FILE) -> Declared:
         BadPattern: It cannot be read, or says what it cannot; the error names rule, field, and what is allowed.
     """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadPattern(

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.users.pattern_files import Declared
+from pipelines.users.patterns.firing import FIRING
 
 if TYPE_CHECKING:
     from pipelines.indexing.documents import DocumentsView
@@ -84,13 +85,19 @@ def fired(profiles: TimelineView, declared: Declared, user: bytes, now_ms: int) 
     Only those of today's rules count. What a stream told before the base knew more, and the base does not say, was
     taken back since.
     """
-    digests = {rule.digest for rule in declared.patterns.rules}
-    rows = profiles.timeline(user).table.to_pylist()
+    return _fired(profiles, declared, user, 0, now_ms)
+
+
+def _fired(
+    profiles: TimelineView, declared: Declared, user: bytes, from_ms: int, now_ms: int
+) -> list[Firing]:
+    """Those of a time and later."""
+    rows = _rows(profiles, user, from_ms, now_ms + 1)
     if not rows:
         return []
-    known = max(
-        ((row["known_ms"], row["known_offset"]) for row in rows if row["rule"] is None), default=(0, 0)
-    )
+    digests = {rule.digest for rule in declared.patterns.rules}
+    markers = [row for row in _rows(profiles, user, 0, 1) if row["rule"] is None]  # dated before all firings
+    known = max(((row["known_ms"], row["known_offset"]) for row in markers), default=(0, 0))
     return [
         Firing(
             row["rule"],
@@ -104,17 +111,26 @@ def fired(profiles: TimelineView, declared: Declared, user: bytes, now_ms: int) 
             row["interest"],
         )
         for row in rows
-        if row["rule_hash"] in digests
-        and row["time_ms"] <= now_ms
-        and (row["known_ms"], row["known_offset"]) >= known
+        if row["rule_hash"] in digests and (row["known_ms"], row["known_offset"]) >= known
     ]
+
+
+def _rows(profiles: TimelineView, user: bytes, from_ms: int, to_ms: int) -> list[dict[str, Any]]:
+    """What is told of a user from a time up to a time, which is not included, the newest first."""
+    within = profiles.within([user], from_ms, to_ms)
+    if not len(within.of):
+        return []
+    rows: list[dict[str, Any]] = within.read(["id", "time_ms", *FIRING.names]).to_pylist()
+    return sorted(rows, key=lambda row: (row["time_ms"], row["id"]), reverse=True)
 
 
 def lasting(
     profiles: TimelineView, pins: DocumentsView, declared: Declared, user: bytes, now_ms: int
 ) -> list[Firing]:
     """The firings of a user that last at a time, the newest first, each with its category if anybody knows it."""
-    found = [one for one in fired(profiles, declared, user, now_ms) if now_ms < one.until_ms]
+    longest_ms = max((rule.lasts_ms for rule in declared.patterns.rules), default=0)
+    begun = _fired(profiles, declared, user, now_ms - longest_ms + 1, now_ms)  # what fired before has lasted
+    found = [one for one in begun if now_ms < one.until_ms]
     unknown = [one.value.encode() for one in found if one.category is None and one.by == "pin_id"]
     if not unknown:
         return found

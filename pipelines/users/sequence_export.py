@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from pipelines import lake
+from pipelines import indices, lake
 from pipelines.contracts import PIN_UPDATES, USER_INTERACTIONS, Contract, accepted_schema, frames
 from pipelines.errors import TidemarkError
 from pipelines.indexing.spec import Family
@@ -28,7 +28,7 @@ from pipelines.ingest import evolution
 from pipelines.lake import Column, TableSpec
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
-from pipelines.users.index import TIME_MS
+from pipelines.users.index import TIME_MS, USER_EVENTS
 from pipelines.users.sequence_files import meaning
 from pipelines.users.sequence_history import (
     EVENTS,
@@ -48,6 +48,8 @@ SEQUENCE = "tidemark.sequence"
 """In a commit's summary: name, version and meaning of the sequence, as JSON."""
 READ = "tidemark.read"
 """In a commit's summary: the tables that were read, each with its snapshot, as JSON."""
+HORIZON_MS = "tidemark.horizon_ms"
+"""In a commit's summary: how far back before its label an event was seen; `null`: as far as there is anything."""
 
 _LABEL_COLUMNS = {"user_id": "string", "label_time": "timestamp"}
 _BUCKET = "_bucket"
@@ -70,6 +72,7 @@ class Exported(NamedTuple):
         snapshot_id: Of the table.
         labels: How many, which are the table's rows.
         empty: How many of them have a sequence without events.
+        incomplete: How many of them may lack events, because the definition's age reaches beyond the index's horizon.
     """
 
     table: str
@@ -78,13 +81,15 @@ class Exported(NamedTuple):
     snapshot_id: int
     labels: int
     empty: int
+    incomplete: int
 
 
 def export(spark: SparkSession, settings: Settings, definition: Definition, labels: str, to: str) -> Exported:
     """Write the labels of a table with their users' sequences, in one commit.
 
     The rows of ``to`` are the labels' columns, `sequence` (a list of structs of the definition's columns, in its order)
-    and `is_complete`. A table that was written for the same meaning is replaced as a whole.
+    and `is_complete`. An event that is as old as the horizon of the index, which the settings declare, is in none, as
+    it is in no answer. A table that was written for the same meaning is replaced as a whole.
 
     Args:
         spark: The session.
@@ -102,6 +107,7 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
 
     _require_known(definition)
     _require_free(settings, definition, to)
+    horizon_ms = indices.horizon_ms(settings, USER_EVENTS)
     label_rows, labels_at = _labels(spark, settings, labels)
     counted = _counted(label_rows, labels)
     topics = [USER_INTERACTIONS, PIN_UPDATES] if families_read(definition) else [USER_INTERACTIONS]
@@ -119,10 +125,14 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
     of_users = events.join(users, "user_id", "left_semi").persist(StorageLevel.DISK_ONLY)
     updates = updates.persist(StorageLevel.DISK_ONLY)  # both are read more than once
     try:
-        rows = _with_sequences(label_rows, of_users, updates, definition, buckets)
+        rows = _with_sequences(label_rows, of_users, updates, definition, horizon_ms, buckets)
         _require_same_columns(settings, rows, to)
         read = {labels: labels_at.id, **{name: snapshot.id for name, snapshot in raw.items()}}
-        said = {SEQUENCE: json.dumps(_identified(definition)), READ: json.dumps(read)}
+        said = {
+            SEQUENCE: json.dumps(_identified(definition)),
+            READ: json.dumps(read),
+            HORIZON_MS: json.dumps(horizon_ms),
+        }
         _write(settings, rows, _spec(definition, label_rows, labels, to), said)
     finally:
         of_users.unpersist()
@@ -133,8 +143,9 @@ def export(spark: SparkSession, settings: Settings, definition: Definition, labe
 def _exported(spark: SparkSession, settings: Settings, definition: Definition, to: str) -> Exported:
     snapshot = lake.current_snapshot(settings, to)
     assert snapshot is not None and definition.name is not None and definition.version is not None
-    empty = lake.read(spark, to, snapshot.id).filter("size(sequence) = 0").count()
-    return Exported(to, definition.name, definition.version, snapshot.id, snapshot.rows, empty)
+    rows = lake.read(spark, to, snapshot.id)
+    empty, incomplete = (rows.filter(which).count() for which in ("size(sequence) = 0", "NOT is_complete"))
+    return Exported(to, definition.name, definition.version, snapshot.id, snapshot.rows, empty, incomplete)
 
 
 # ---------------------------------------------------------------------------------------------- what can be exported
@@ -307,7 +318,12 @@ def pin_statements(rows: DataFrame, family: Family) -> DataFrame:
 
 
 def _with_sequences(
-    labels: DataFrame, events: DataFrame, updates: DataFrame, definition: Definition, buckets: int
+    labels: DataFrame,
+    events: DataFrame,
+    updates: DataFrame,
+    definition: Definition,
+    horizon_ms: int | None,
+    buckets: int,
 ) -> DataFrame:
     """Labels with their sequences, computed in as many groups of users as there are buckets."""
     from pyspark.sql.pandas.types import from_arrow_type
@@ -315,7 +331,7 @@ def _with_sequences(
 
     schema = StructType(labels.schema.fields.copy())
     schema.add("sequence", from_arrow_type(list_type(definition))).add("is_complete", BooleanType())
-    run = functools.partial(_run, definition)
+    run = functools.partial(_run, definition, horizon_ms)
     families, has_features = families_read(definition), features_read(definition)
     return grouped(labels, events, updates, families, buckets, has_features).applyInArrow(run, schema)
 
@@ -354,8 +370,8 @@ def grouped(
     return bucketed(labels, "user_id").groupBy(_BUCKET).cogroup(said.groupBy(_BUCKET))
 
 
-def _run(definition: Definition, labels: pa.Table, statements: pa.Table) -> pa.Table:
-    return as_of(labels.drop_columns([_BUCKET]), statements, definition)
+def _run(definition: Definition, horizon_ms: int | None, labels: pa.Table, statements: pa.Table) -> pa.Table:
+    return as_of(labels.drop_columns([_BUCKET]), statements, definition, horizon_ms)
 
 
 # ------------------------------------------------------------------------------------------------------- the table
@@ -374,7 +390,11 @@ def _spec(definition: Definition, labels: DataFrame, labels_name: str, to: str) 
         columns=(
             *carried,
             Column("sequence", f"array<struct<{said}>>", f"the user's events, {definition.order}"),
-            Column("is_complete", "boolean", "whether these are all; all of history was read"),
+            Column(
+                "is_complete",
+                "boolean",
+                "whether these are all: False where its age reaches beyond the horizon",
+            ),
         ),
         owner="users",
     )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from pipelines import strict_yaml
 from pipelines.indexing.files import replace_text
 from pipelines.settings import ROOT
 from pipelines.users.sequences import REQUIRED, BadDefinition, Definition, nearest, parse
@@ -82,8 +83,8 @@ def load(folder: Path | None = None) -> Library:
     published = read_ledger(folder)
     definitions: dict[tuple[str, int], Definition] = {}
     problems = []
-    for path in sorted(folder.glob("*.yaml")):
-        if path.name == LEDGER:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name == LEDGER or path.name.startswith("."):
             continue
         try:
             found = read_file(path)
@@ -102,6 +103,10 @@ def read_file(path: Path) -> Definition:
     Raises:
         BadDefinition: It cannot be read, says what may not be said, or has another file's name.
     """
+    if not path.name.endswith(".yaml") or not path.is_file():
+        raise BadDefinition(
+            "", "it is not read: it is no file *.yaml", "another name, or another place", path
+        )
     try:
         found = parse(_yaml(path), REQUIRED_IN_FILE)
     except BadDefinition as error:
@@ -119,12 +124,8 @@ def read_file(path: Path) -> Definition:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (
-        OSError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: not UTF-8, or a date or number that is none
+        return strict_yaml.load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadDefinition("", f"the file cannot be read: {error}", "YAML", path) from error
 
 

@@ -139,7 +139,9 @@ def _ranks(statements: pa.Table) -> Ranks:
     return Ranks(versions, is_deleted, content_hash)
 
 
-def as_of(labels: pa.Table, statements: pa.Table, definition: Definition) -> pa.Table:
+def as_of(
+    labels: pa.Table, statements: pa.Table, definition: Definition, horizon_ms: int | None = None
+) -> pa.Table:
     """Labels with their users' sequences: the columns of the labels, `sequence` and `is_complete`.
 
     A label's time counts in whole milliseconds, as those of events and of answers do.
@@ -149,6 +151,7 @@ def as_of(labels: pa.Table, statements: pa.Table, definition: Definition) -> pa.
         statements: About the labels' users and their events' pins, all that were taken up to the newest label; with the
             columns of `STATEMENT`.
         definition: Of the sequence.
+        horizon_ms: How far back the index reaches; None: as far as there is anything.
     """
     events = history(statements, EVENTS)
     pins = {family.name: history(statements, family) for family in families_read(definition)}
@@ -156,7 +159,7 @@ def as_of(labels: pa.Table, statements: pa.Table, definition: Definition) -> pa.
     features = history(statements, FEATURES) if features_read(definition) else None
     now_ms = labels.column("label_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 1000
     users = labels.column("user_id")
-    found = list(_sequences(events, pins, features, users, now_ms, definition))
+    found = list(_sequences(events, pins, features, users, now_ms, definition, horizon_ms))
     sequence = pa.concat_arrays([pa.array([], list_type(definition)), *map(_lists, found)])
     is_complete = np.concatenate([np.empty(0, bool), *(part.is_complete for part in found)])
     return labels.append_column("sequence", sequence).append_column("is_complete", pa.array(is_complete))
@@ -192,18 +195,20 @@ def _sequences(
     users: pa.ChunkedArray,
     now_ms: np.ndarray,
     definition: Definition,
+    horizon_ms: int | None,
 ) -> Iterator[Sequences]:
     """The sequences of n users, each at its time; in parts, for what is looked at is more than what is answered."""
     starts, ends = events.spans(users)
     times, kinds = events.numbers("time_ms"), {field.name: field.type for field in events.rows.schema}
     columns = dict(zip(events.rows.column_names, events.rows.columns, strict=True))
-    firsts = first_at(times, starts, ends, now_ms - definition.reach_ms + 1)
+    firsts = first_at(times, starts, ends, now_ms - definition.reach_ms(horizon_ms) + 1)
     lasts = first_at(times, starts, ends, now_ms + 1)
     for start, end in _parts(lasts - firsts):
         at_ms = now_ms[start:end]
         rows, of = spans(firsts[start:end], lasts[start:end])
         stands = np.flatnonzero(events.stands(rows, at_ms[of]))
-        within = Within(of[stands], (Part(columns, rows[stands]),), np.ones(len(at_ms), bool), kinds)
+        is_complete = np.full(len(at_ms), definition.is_inside(horizon_ms))
+        within = Within(of[stands], (Part(columns, rows[stands]),), is_complete, kinds)
         of_pins = functools.partial(_of_pins, pins, at_ms)
         mine = users.slice(start, end - start)
         yield arranged(within, definition, of_pins, functools.partial(_of_features, features, mine, at_ms))

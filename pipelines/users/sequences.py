@@ -22,6 +22,7 @@ from pipelines.contracts import ACTIONS, OBJECTS, payload_files, payloads
 from pipelines.contracts.payloads import FEATURES
 from pipelines.errors import TidemarkError
 from pipelines.indexing.documents import DocumentsView
+from pipelines.indexing.spec import Timeline
 from pipelines.indexing.timelines import TimelineView, Within
 from pipelines.pins.index import PINS
 from pipelines.users.index import USER_EVENTS
@@ -85,7 +86,7 @@ class Definition(NamedTuple):
         name: None where a request brought it without one; so with version, description and owner.
         actions: Only these; all, if there are none. So with surfaces and categories.
         categories: Of the event's pin, as it is when the sequence is read.
-        age_ms: Only events after now less this; None: all events.
+        age_ms: Only events after now less this; None: all events, as far back as the index has them.
         deduplicate_by: Of events that have this column in common, the newest alone counts, and each that has none;
             None: all do.
         order: One of `ORDERS`.
@@ -111,10 +112,17 @@ class Definition(NamedTuple):
         """What an answer says of each event, in this order."""
         return self.fields + self.enrich
 
-    @property
-    def reach_ms(self) -> int:
-        """How far back its events go; without an age, before any time that there is."""
-        return 2**62 if self.age_ms is None else self.age_ms
+    def reach_ms(self, horizon_ms: int | None) -> int:
+        """How far back its events go; without an age and a horizon, before any time that there is.
+
+        A base's horizon is counted from when it was built, so that it holds somewhat more. Here it is counted from now:
+        what a sequence means must not hang on when a base was built, for training data know no bases.
+        """
+        return min((ms for ms in (self.age_ms, horizon_ms) if ms is not None), default=2**62)
+
+    def is_inside(self, horizon_ms: int | None) -> bool:
+        """Whether its age reaches no further than a horizon; without one it says none that could."""
+        return self.age_ms is None or horizon_ms is None or self.age_ms <= horizon_ms
 
 
 class Sequences(NamedTuple):
@@ -123,7 +131,8 @@ class Sequences(NamedTuple):
     Attributes:
         table: The definition's columns, n rows: the first user's sequence, then the second's, each in its order.
         lengths: How many rows are each user's, int64[k].
-        is_complete: Whether that is all there should be, bool[k]; False: the timeline is cut off, and had more.
+        is_complete: Whether that is all there should be, bool[k]; False: the timeline is cut off before the sequence's
+            window begins, by a count or a horizon, and may have had more.
     """
 
     table: pa.Table
@@ -168,7 +177,7 @@ def shown(value: Any) -> str:
     """What somebody wrote, short enough to give back."""
     if isinstance(value, dict | list):
         return "a list" if isinstance(value, list) else "a mapping"
-    text = str(value)
+    text = str(value).encode("utf-8", "backslashreplace").decode()  # so that it can be given back
     return text if len(text) <= 100 else text[:100] + "…"
 
 
@@ -188,7 +197,7 @@ def _name(field: str, value: Any) -> str:
 
 
 def _text(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
         raise _refused(field, value, "a text")
     return value.strip()
 
@@ -219,9 +228,14 @@ def _one_of(choices: Collection[str]) -> Reader:
 
 
 def _any_text(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value.encode("utf-8", "replace")) <= MAX_TEXT_BYTES:
-        raise _refused(field, value, f"a text of 1 to {MAX_TEXT_BYTES} bytes")
+    if not isinstance(value, str) or not _is_unicode(value) or not 0 < len(value.encode()) <= MAX_TEXT_BYTES:
+        raise _refused(field, value, f"a text of 1 to {MAX_TEXT_BYTES} bytes of UTF-8")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written: one with half of a surrogate pair, as of `\\ud800`, cannot."""
+    return not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _several(one: Reader, most: int = MAX_TEXTS) -> Reader:
@@ -264,8 +278,9 @@ def read(
 ) -> Sequences:
     """The sequences of some users, as base and delta know them, at a time.
 
-    An event counts if it happened after ``now_ms`` less the definition's age, and no later than ``now_ms``. An unknown
-    user has an empty sequence. A user may be named more than once.
+    An event counts if it happened after ``now_ms`` less the definition's age, and no later than ``now_ms``. Where the
+    index has a horizon, none counts that is as old as that. An unknown user has an empty sequence. A user may be named
+    more than once.
 
     Args:
         view: Of `user_events`.
@@ -274,13 +289,22 @@ def read(
         keys: Of k users.
         now_ms: In ms since 1970.
     """
-    within = view.within(keys, now_ms - definition.reach_ms + 1, now_ms + 1, _most(definition))
+    horizon_ms = _horizon_ms(view)
+    from_ms = now_ms - definition.reach_ms(horizon_ms) + 1
+    within = view.within(keys, from_ms, now_ms + 1, _most(definition))
     return arranged(
-        within,
+        within._replace(is_complete=within.is_complete & definition.is_inside(horizon_ms)),
         definition,
         lambda pin_ids, of, names: _of_pins(pins, pin_ids, names),
         lambda ids, of: pc.struct_field(view.joined(FEATURES, keys, of, ids), FEATURES),
     )
+
+
+def _horizon_ms(view: TimelineView) -> int | None:
+    """How far back a view reaches at least; None: as far as there is anything, as before the first base."""
+    read = view.spec.read
+    assert isinstance(read, Timeline)
+    return None if view.base.horizon_from_ms is None else read.age_ms
 
 
 def _most(definition: Definition) -> int | None:

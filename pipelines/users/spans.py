@@ -16,6 +16,14 @@ _SPAN = re.compile(PATTERN)
 _UNIT_MS = {"m": MINUTE_MS, "h": 60 * MINUTE_MS, "d": DAY_MS, "w": 7 * DAY_MS}
 
 
+def written(ms: int) -> str:
+    """Milliseconds as a span, in the largest unit but weeks of which it is a whole number; else in ms."""
+    for unit in ("d", "h", "m"):
+        if ms % _UNIT_MS[unit] == 0:
+            return f"{ms // _UNIT_MS[unit]}{unit}"
+    return f"{ms} ms"
+
+
 def span_ms(text: object) -> int | None:
     """The milliseconds of a span inside the bounds; None where it is none."""
     found = _SPAN.fullmatch(text.strip().lower()) if isinstance(text, str) else None

@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 
 from pipelines import lake
 from pipelines.errors import TidemarkError
+from pipelines.indexing.spec import limited
 from pipelines.pins.index import PINS
 from pipelines.settings import Settings
 from pipelines.users import sequence_export, sequence_files, sequences
@@ -38,6 +39,7 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 USERS, TIMES, DEFINITIONS = 50, 14, 8
 LABELS, TARGET = "training.labels", "training.clicks"
 AGES = {"600m": 10 * HOUR_MS, "1d": DAY_MS, "36h": 36 * HOUR_MS, "3d": 3 * DAY_MS}
+HORIZON_DAYS = 5
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -91,7 +93,7 @@ def drawn(chance: random.Random) -> World:
     ]
     labels += labels[:3]
     some = (a_definition(chance) for _ in range(DEFINITIONS - 2))
-    definitions = (ALL_OF_IT, {**ALL_OF_IT, "age": chance.choice([*AGES])}, *some)
+    definitions = (ALL_OF_IT, {**ALL_OF_IT, "age": chance.choice([*AGES, "90d"])}, *some)
     chance.shuffle(events)
     chance.shuffle(updates)
     chance.shuffle(labels)
@@ -245,20 +247,24 @@ def visible(records: Sequence[Record], at_ms: int) -> tuple[Statement, ...]:
     return tuple(statement for record in taken for statement in record.statements)
 
 
-def told(spec: Any, log: tuple[Statement, ...], chance: random.Random) -> declared.Told:
-    cut = chance.randrange(len(log) + 1) if chance.random() < 0.8 else None
-    return declared.Told(spec, log, (), cut, chance.randrange(5), 150, 2, START_MS)
+def told(spec: Any, log: tuple[Statement, ...], at_ms: int, chance: random.Random) -> declared.Told:
+    """What an index was told by a time; a base with a horizon is always there, and up to a day old."""
+    has_horizon = getattr(spec.read, "age_ms", None) is not None
+    cut = chance.randrange(len(log) + 1) if has_horizon or chance.random() < 0.8 else None
+    newest_ms = at_ms - chance.choice((0, chance.randrange(DAY_MS)))
+    return declared.Told(spec, log, (), cut, chance.randrange(5), 150, 2, newest_ms)
 
 
 def online(world: World, chance: random.Random) -> dict[tuple[int, str, int], Any]:
     """What was served at each label's time, by definition, user and time; and the oracle says the same."""
     parsed = [sequences.parse(said) for said in world.definitions]
+    kept = limited(USER_EVENTS, HORIZON_DAYS * DAY_MS, None)
     found: dict[tuple[int, str, int], Any] = {}
     for at_ms in sorted({label.time_ms for label in world.labels}):
         users = sorted({label.user_id for label in world.labels if label.time_ms == at_ms})
         keys = tuple(user.encode() for user in users)
-        events = told(USER_EVENTS, visible(world.events, at_ms), chance)
-        pins = told(PINS, visible(world.updates, at_ms), chance)
+        events = told(kept, visible(world.events, at_ms), at_ms, chance)
+        pins = told(PINS, visible(world.updates, at_ms), at_ms, chance)
         with declared.served(events) as events_view, declared.served(pins) as pins_view:
             for number, definition in enumerate(parsed):
                 asked = declared.Asked(world.definitions[number], keys, at_ms)
@@ -266,8 +272,9 @@ def online(world: World, chance: random.Random) -> dict[tuple[int, str, int], An
                 answer = sequences.read(events_view, pins_view, definition, keys, at_ms)
                 declared.check(case, asked, answer)
                 rows, ends = answer.table.to_pylist(), answer.lengths.cumsum().tolist()
-                for user, end, length in zip(users, ends, answer.lengths.tolist(), strict=True):
-                    found[number, user, at_ms] = rows[end - length : end]
+                told_of = zip(users, ends, answer.lengths.tolist(), answer.is_complete.tolist(), strict=True)
+                for user, end, length, is_complete in told_of:
+                    found[number, user, at_ms] = rows[end - length : end], is_complete
     return found
 
 
@@ -309,7 +316,9 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return small_settings(tmp_path_factory.mktemp("export") / "home", BUILD__SHARD_FACTS=1500)
+    horizon = f"{{user_events: {HORIZON_DAYS}}}"
+    folder = tmp_path_factory.mktemp("export") / "home"
+    return small_settings(folder, BUILD__SHARD_FACTS=1500, BUILD__HORIZON_DAYS=horizon)
 
 
 @pytest.fixture(scope="module")
@@ -336,16 +345,18 @@ def test_what_is_exported_for_a_time_is_what_was_served_then(
         found = sequence_export.export(lake_spark, settings, definition, LABELS, f"training.drawn_{number}")
         rows = lake.read(lake_spark, found.table).toArrow().to_pylist()
         exported = sorted(rows, key=lambda row: (row["user_id"], row["label_time"], row["clicked"]))
-        assert [
-            (row["user_id"], row["label_time"], row["clicked"], row["is_complete"]) for row in exported
-        ] == [(label.user_id, at(label.time_us), label.clicked, True) for label in labels], SEED
+        assert [(row["user_id"], row["label_time"], row["clicked"]) for row in exported] == [
+            (label.user_id, at(label.time_us), label.clicked) for label in labels
+        ], SEED
         for label, row in zip(labels, exported, strict=True):
-            assert row["sequence"] == wanted[number, label.user_id, label.time_ms], (SEED, said, label)
+            answer = wanted[number, label.user_id, label.time_ms]
+            assert (row["sequence"], row["is_complete"]) == answer, (SEED, said, label)
             assert all(tuple(event) == definition.columns for event in row["sequence"])
         lengths += [len(row["sequence"]) for row in exported]
-        assert (found.labels, found.empty) == (
+        assert (found.labels, found.empty, found.incomplete) == (
             len(labels),
             sum(not row["sequence"] for row in exported),
+            sum(not row["is_complete"] for row in exported),
         )
     assert sum(length > 1 for length in lengths) > len(lengths) / 10, SEED
 
@@ -557,6 +568,8 @@ def test_a_write_that_fails_leaves_nothing(
 
 
 def test_the_command_exports_what_is_declared(lake_spark: SparkSession, settings: Settings) -> None:
+    table = "training.bought_lately_v1"
+
     def tidemark(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs.cli", "sequences", "export", *arguments]
         environment = {**os.environ, **settings.environment}
@@ -564,8 +577,8 @@ def test_the_command_exports_what_is_declared(lake_spark: SparkSession, settings
 
     unknown = tidemark("bought_latly", "--labels", LABELS, "--to", "training.bought")
     assert (unknown.returncode, "did you mean `bought_lately`" in unknown.stderr) == (1, True)
-    done = tidemark("bought_lately", "--labels", LABELS, "--to", "training.bought", "--json")
+    done = tidemark("bought_lately", "--labels", LABELS, "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["name"], told["version"], told["table"]) == ("bought_lately", 1, "training.bought")
-    assert told["labels"] == lake.read(lake_spark, "training.bought").count()
+    assert (told["name"], told["version"], told["table"]) == ("bought_lately", 1, table)
+    assert told["labels"] == lake.read(lake_spark, table).count()

@@ -61,7 +61,8 @@ def test_what_may_be_shown_is_what_a_loop_over_the_events_says(chance: random.Ra
     ]
     with tempfile.TemporaryDirectory() as folder:
         seen = viewed(chance, given_, folder)
-        found = frequency.check(seen, rules, user.encode(), candidates, NOW_MS)
+        found, incomplete = frequency.check(seen, rules, user.encode(), candidates, NOW_MS)
+    assert incomplete == ()
     assert len(found) == len(candidates)
     for candidate, broken in zip(candidates, found, strict=True):
         judged = [

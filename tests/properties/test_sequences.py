@@ -88,7 +88,10 @@ def expected(case: Case, asked: Asked, user: bytes) -> tuple[list[dict[str, Any]
     """A user's sequence, event by event, and whether it is complete."""
     said, now_ms, read = asked.said, asked.now_ms, case.events.spec.read
     assert isinstance(read, Timeline)
-    after_ms = now_ms - int(said["age"][:-1]) * UNIT_MS[said["age"][-1]] if "age" in said else -1
+    age_ms = int(said["age"][:-1]) * UNIT_MS[said["age"][-1]] if "age" in said else None
+    horizon = oracle.horizon_ms(read.age_ms, None if case.events.base is None else case.events.newest_ms)
+    held_ms = None if horizon is None else read.age_ms
+    after_ms = now_ms - min([ms for ms in (age_ms, held_ms) if ms is not None], default=now_ms + 1)
     whole = oracle.timeline(
         case.events.visible,
         user,
@@ -120,8 +123,10 @@ def expected(case: Case, asked: Asked, user: bytes) -> tuple[list[dict[str, Any]
             row[name] = pin.get(family, {}).get(column)
         chosen.append(row)
     kept = chosen[: said["max_length"]]
-    is_reached = bool(whole.events) and whole.events[-1].time_ms <= after_ms
-    is_complete = whole.is_complete or is_reached or len(kept) == said["max_length"]
+    is_cut = whole.missing_ms is not None and whole.missing_ms > after_ms
+    is_short = age_ms is not None and held_ms is not None and age_ms > held_ms
+    is_before = horizon is not None and after_ms + 1 < horizon
+    is_complete = not (is_cut or is_short or is_before) or len(kept) == said["max_length"]
     return kept[::-1] if said.get("order") == "oldest_first" else kept, is_complete
 
 

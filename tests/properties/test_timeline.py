@@ -69,6 +69,7 @@ def check_within(home: Home, ledger: Ledger) -> None:
     )
     rows = list(zip(found.of.tolist(), table.to_pylist(), strict=True))
     check_newest(view, keys, (from_ms, to_ms), rows)
+    horizon = oracle.horizon_ms(ledger.history.age_ms, served.max_broker_time_ms if served else None)
     for place, key in enumerate(keys):
         whole = oracle.timeline(
             visible,
@@ -82,8 +83,10 @@ def check_within(home: Home, ledger: Ledger) -> None:
         expected = [(e.time_ms, e.id, e.payloads[first]["number"]) for e in whole.events]
         mine = sorted(((r["time_ms"], r["id"], r["number"]) for of, r in rows if of == place), reverse=True)
         assert mine == [one for one in expected if from_ms <= one[0] < to_ms], (key, from_ms, to_ms)
-        is_reached = bool(expected) and expected[-1][0] < from_ms
-        assert found.is_complete[place] == (whole.is_complete or is_reached), key
+        assert len(whole.events) <= view.rows_of([key]) <= sum(said.key == key for said in visible)
+        is_cut = whole.missing_ms is not None and whole.missing_ms >= from_ms
+        is_inside = horizon is None or horizon <= from_ms
+        assert found.is_complete[place] == (is_inside and not is_cut), key
 
 
 def check_newest(

@@ -245,7 +245,8 @@ ANSWERS: dict[str, tuple[int, Any]] = {
 TOLD: dict[str, dict[str, Any]] = {
     "/v1/counters:query": {"counts": [{"action": "view", "n": 7}], "basis": {"now_ms": 5}},
     "/v1/frequency:check": {
-        "candidates": [{"is_allowed": False, "broken": [{"rule": "daily", "ad_id": "a1", "measured": 3}]}]
+        "candidates": [{"is_allowed": False, "broken": [{"rule": "daily", "ad_id": "a1", "measured": 3}]}],
+        "basis": {"incomplete_rules": ["daily"]},
     },
 }
 """The answers to posts; each has what was posted, too."""
@@ -320,6 +321,7 @@ def test_a_candidate_is_judged_by_the_rules() -> None:
     found = run.invoke(cli.app, asked, catch_exceptions=False)
     assert "rule daily, ad_id a1, measured 3" in found.stdout + found.stderr
     assert "it may not be shown" in found.stdout + found.stderr
+    assert "may have measured too little: daily" in found.stdout + found.stderr
     body = json.loads(run.invoke(cli.app, [*asked, "--json"], catch_exceptions=False).stdout)
     assert body["asked"] == {"user_id": "u1", "candidates": [{"ad_id": "a=1", "pin_id": "p1"}]}
 

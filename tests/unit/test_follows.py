@@ -155,8 +155,12 @@ def test_what_is_left_out_is_said(client: Client, replica: Any, monkeypatch: pyt
     assert inbox.read(early, changes, events, 10).is_complete
     monkeypatch.setattr(inbox, "MAX_EVENTS", 3)
     assert not inbox.read(early, changes, events, 10).is_complete
-    monkeypatch.setattr("pipelines.serving.routes.follows.FEW_FOLLOWS", 0)  # aside, and the same
-    assert client.get("/v1/users/fan/inbox").json["has_more_follows"] is False
+    here = client.get("/v1/users/fan/inbox").json
+    assert here["has_more_follows"] is False
+    for few in ("FEW_FOLLOWS", "FEW_ROWS"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"pipelines.serving.routes.follows.{few}", 0)  # aside, and the same
+            assert client.get("/v1/users/fan/inbox").json == here
 
 
 @pytest.mark.parametrize("time_ms", [-(2**63), -1, 0, 2**63 - 1])

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.indexing.replica import Replica
 from pipelines.serving.app import create_app
 from pipelines.users import frequency
 from pipelines.users.frequency import BadRule, Rule
 from tests import serving_world as world
 from tests.conftest import small_settings
+from tests.unit.test_horizons import NOW_MS, built
 from tests.unit.test_serving import Client
 
 DAY_MS = 86_400_000
@@ -83,7 +85,11 @@ def test_fatigue_that_says_what_it_cannot_is_refused_by_its_field(wrong: dict[st
 
 
 @pytest.mark.parametrize(
-    "text", ["", "rules: 5", "{", "rules: []\nmore: 1", json.dumps({"rules": [GOOD, GOOD]}), "\x00"]
+    "text",
+    [
+        *("", "rules: 5", "{", "rules: []\nmore: 1", "rules: []\nrules: []", "\x00"),
+        json.dumps({"rules": [GOOD, GOOD]}),
+    ],
 )
 def test_a_file_that_has_no_rules_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rules.yaml"
@@ -93,6 +99,32 @@ def test_a_file_that_has_no_rules_is_refused(tmp_path: Path, text: str) -> None:
     assert str(path) in (refused.value.where or "")
     with pytest.raises(BadRule):
         frequency.load(tmp_path / "nowhere.yaml")
+
+
+def test_a_rule_that_reaches_further_than_timelines_do_is_refused() -> None:
+    rules = [frequency.read(one, "here") for one in (GOOD, TIRED)]
+    for horizon_ms in (None, 7 * DAY_MS, 90 * DAY_MS):
+        frequency.require_inside(rules, horizon_ms)
+    with pytest.raises(BadRule, match="it reaches 7d back.*rule tired.*build.horizon_days"):
+        frequency.require_inside(rules, 7 * DAY_MS - 1)
+
+
+def test_serving_does_not_start_with_such_a_rule(tmp_path: Path) -> None:
+    month = small_settings(tmp_path, BUILD__HORIZON_DAYS="{user_events: 30}")
+    with pytest.raises(BadRule, match="it reaches 90d back, timelines 30d .*rule hidden_pin"):
+        create_app(month, Replica({}))
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "count", "short"),
+    [(None, None, []), (3 * DAY_MS, None, ["tired"]), (None, 2, ["tired"]), (None, 1, ["daily", "tired"])],
+)
+def test_rules_that_may_measure_too_little_are_told(
+    tmp_path: Path, age_ms: int | None, count: int | None, short: list[str]
+) -> None:
+    rules = [frequency.read(one, "here") for one in (GOOD, TIRED)]
+    found = frequency.check(built(tmp_path, age_ms, count), rules, b"u", [{"ad_id": "a1"}], NOW_MS)
+    assert [rule.name for rule in found.incomplete] == short
 
 
 # ------------------------------------------------------------------------------------------------ over HTTP
@@ -135,6 +167,17 @@ def test_candidates_are_judged_by_the_rules_that_concern_them(client: Client) ->
     assert judged(client, {"ad_id": "a1"}, user_id="nobody") == [(True, [])]
 
 
+def test_an_answer_says_what_it_may_lack(client: Client) -> None:
+    asked = {"user_id": "u0", "now_ms": world.NEWEST_MS, "candidates": [{"ad_id": "a1"}]}
+    reply = client.call("POST", "/v1/frequency:check", json.dumps(asked).encode())
+    assert reply.json["basis"] == {
+        "now_ms": world.NEWEST_MS,
+        "rules": ["daily", "tired", "met"],
+        "is_complete": True,
+        "incomplete_rules": [],
+    }
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -146,6 +189,7 @@ def test_candidates_are_judged_by_the_rules_that_concern_them(client: Client) ->
         ({"candidates": [{"ad_id": "a"}] * 501}, "candidates"),
         ({"rules": ["nothing"]}, "rules[0]"),
         ({"rules": "daily"}, "rules"),
+        ({"rules": []}, "rules"),
         ({"now_ms": "now"}, "now_ms"),
         ({"more": 1}, "more"),
     ],

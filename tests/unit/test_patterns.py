@@ -434,3 +434,27 @@ def test_rules_are_listed_and_checked(tmp_path: Path) -> None:
     assert isinstance(run.invoke(cli.app, ["patterns", "check", "--file", str(file)]).exception, BadPattern)
     for arguments in (["nobody"], ["--from", "soon"], ["--from", "2017-02-01", "--to", "2017-01-01"]):
         assert run.invoke(cli.app, ["patterns", "dry-run", *arguments]).exit_code == 1
+
+
+def test_what_lasts_is_what_fired_and_is_not_over(client: Client, replica: Any) -> None:
+    """What fired too long ago to last is not read; the profile of a user with many firings is that of the few."""
+    declared = pattern_files.declared(FILE, "here")
+    start_ms = world.NEWEST_MS - 60 * DAY_MS
+    days = [row(f"e{n}", "view", start_ms + n * HOUR_MS // 60, category="milk") for n in range(3)]
+    for day in range(30):
+        moved = [one | {"event_id": f"{day}{one['event_id']}"} for one in days]
+        later = datetime.timedelta(days=day)
+        fire(replica, *(one | {"event_time": one["event_time"] + later} for one in moved), user="often")
+    views = [replica.followers[name].view for name in ("user_profiles", "pins")]
+    longest_ms = max(rule.lasts_ms for rule in declared.patterns.rules)
+    found = profiles.fired(views[0], declared, b"often", world.NEWEST_MS)
+    assert len(found) == 30
+    ends = {one.until_ms + by for one in found for by in (-1, 0)}
+    for now_ms in sorted({start_ms, start_ms + longest_ms, world.NEWEST_MS, *ends}):
+        begun = profiles.fired(views[0], declared, b"often", now_ms)
+        wanted = [one for one in begun if now_ms < one.until_ms]
+        assert profiles.lasting(views[0], views[1], declared, b"often", now_ms) == wanted
+    before = client.get(f"/v1/users/often/profile?now_ms={found[0].at_ms}").json
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipelines.serving.routes.profiles.FEW_ROWS", 0)  # aside, and the same
+        assert client.get(f"/v1/users/often/profile?now_ms={found[0].at_ms}").json == before

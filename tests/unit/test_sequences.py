@@ -130,6 +130,10 @@ def test_other_durations_are_refused(age: Any) -> None:
         ({"actions": ["purchase", "sing"]}, "actions[1]"),
         ({"actions": [["view"]]}, "actions[0]"),
         ({"surfaces": [""]}, "surfaces[0]"),
+        ({"surfaces": ["home", "\ud800"]}, "surfaces[1]"),
+        ({"owner": "\udfff"}, "owner"),
+        ({"fields": ["\ud800"]}, "fields[0]"),
+        ({"\ud800": 1}, "\\ud800"),
         ({"categories": ["x" * 513]}, "categories[0]"),
         ({"categories": [False]}, "categories[0]"),  # what YAML makes of NO
         ({"categories": [str(n) for n in range(201)]}, "categories"),
@@ -149,6 +153,7 @@ def test_what_is_wrong_is_named_with_what_is_allowed(said: dict[Any, Any], field
         sequences.parse({**SMALL, **said})
     assert caught.value.field == field
     assert caught.value.message and caught.value.allowed
+    assert str(caught.value).encode()
 
 
 def test_the_nearest_name_is_offered() -> None:
@@ -214,6 +219,25 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     (tmp_path / "bought.yaml").write_text(text)
     assert problem(tmp_path).where == str(tmp_path / "bought.yaml")
     assert list(sequence_files.load(tmp_path).definitions) == [("sound", 1)]  # one bad file hurts no other
+
+
+def test_what_is_said_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = declare(tmp_path)
+    path.write_text("actions: [view]\n" + path.read_text())
+    assert "the key actions is there twice: first in line 1" in problem(tmp_path).message
+
+
+@pytest.mark.parametrize("name", ["a.yml", "bought.yaml.bak", "bought.YAML", "bought", "more/bought.yaml"])
+def test_what_is_not_read_is_told(tmp_path: Path, name: str) -> None:
+    sound = declare(tmp_path, name="sound")
+    other = tmp_path / name
+    other.parent.mkdir(exist_ok=True)
+    other.write_text(sound.read_text())
+    assert problem(tmp_path).where == str(tmp_path / name.split("/")[0])
+    assert "it is not read" in problem(tmp_path).message
+    assert list(sequence_files.load(tmp_path).definitions) == [("sound", 1)]
+    (tmp_path / ".sound.yaml.swp").write_text("of an editor")
+    assert problem(tmp_path)
 
 
 def test_the_name_of_the_ledger_is_taken(tmp_path: Path) -> None:

@@ -41,12 +41,17 @@ def test_a_key_that_is_there_twice_is_refused_by_name_and_line(
     assert f"line {again}, column" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: 1\nsince: 2026-13-01\n", "{[1]: 2}", "[" * 5000, "a: \x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "a: 1\nsince: 2026-13-01\n", "{[1]: 2}", "[" * 5000, "a: \x00", '"\\ud800": 1'],
+)
 def test_whatever_cannot_be_read_is_an_error_of_yaml(text: str) -> None:
     with pytest.raises(yaml.YAMLError):
         strict_yaml.load(text)
 
 
 def test_a_value_that_cannot_be_is_named_with_its_line() -> None:
+    with pytest.raises(yaml.YAMLError, match=r"(?s)'\\ud800' holds half of a UTF-16 surrogate pair.* line 2"):
+        strict_yaml.load('a: 1\nsurfaces: ["\\ud800"]\n')
     with pytest.raises(yaml.YAMLError, match=r"(?s)2026-13-01 cannot be read: .* line 2"):
         strict_yaml.load("a: 1\nsince: 2026-13-01\n")

@@ -30,7 +30,7 @@ _CANDIDATE = dict.fromkeys(OBJECTS, "a text")
 _BODY = {
     "user_id": "an id",
     "candidates": [_CANDIDATE],
-    "rules": "a list of names of rules; all, if it is absent",
+    "rules": "a list of one or more names of rules; all, if it is absent",
     "now_ms": "ms since 1970; now, if it is absent",
 }
 Said = dict[str, Any]
@@ -47,9 +47,14 @@ def register(app: FastAPI, ground: Ground, rules: Sequence[Rule]) -> None:
         candidates, asked = _candidates(said), _rules(said, by_name)
         now_ms = now_ms_of(said)
         standing = await ground.at(position, EVENTS)
-        broken = frequency.check(standing.views[EVENTS], asked, user, candidates, now_ms)
-        judged = [{"is_allowed": not of_one, "broken": list(map(_told, of_one))} for of_one in broken]
-        basis = {"now_ms": now_ms, "rules": [rule.name for rule in asked]}
+        found = frequency.check(standing.views[EVENTS], asked, user, candidates, now_ms)
+        judged = [{"is_allowed": not of_one, "broken": list(map(_told, of_one))} for of_one in found.broken]
+        basis = {
+            "now_ms": now_ms,
+            "rules": [rule.name for rule in asked],
+            "is_complete": not found.incomplete,
+            "incomplete_rules": [rule.name for rule in found.incomplete],
+        }
         answer = {"user_id": documents.text(user), "candidates": judged, "basis": basis}
         return json_answer(answer, standing.headers)
 
@@ -87,4 +92,6 @@ def _rules(said: Said, by_name: dict[str, Rule]) -> list[Rule]:
     if said.get("rules") is None:
         return list(by_name.values())
     names = texts_of(said, "rules", "rules")
+    if not names:
+        raise Problem(400, "rules", "there are no names of rules", list(by_name))
     return [by_name[text_of(name, f"rules[{place}]", list(by_name))] for place, name in enumerate(names)]

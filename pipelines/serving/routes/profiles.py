@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pipelines.users.pattern_files import Declared
     from pipelines.users.profiles import Firing, Profile
 
+FEW_ROWS = 5_000
+"""A profile of so few events and firings, which takes 2 ms or so, is read at once; others aside, one at a time."""
+
 
 def register(app: FastAPI, ground: Ground, declared: Declared) -> None:
     """Add the route."""
@@ -30,9 +33,12 @@ def register(app: FastAPI, ground: Ground, declared: Declared) -> None:
         now_ms = int(time.time() * 1000) if asked_ms is None else asked_ms
         standing = await ground.at(query.min_position(), PROFILES, EVENTS, PINS)
         of_fired, events, pins = (standing.views[name] for name in (PROFILES, EVENTS, PINS))
-        found = profiles.read(of_fired, events, pins, declared, call.ids["user_id"], now_ms)
+        user = call.ids["user_id"]
+        asked = (of_fired, events, pins, declared, user, now_ms)
+        is_quick = of_fired.rows_of([user]) + events.rows_of([user]) <= FEW_ROWS
+        found = profiles.read(*asked) if is_quick else await ground.aside(profiles.read, *asked)
         return json_answer(
-            {"user_id": documents.text(call.ids["user_id"]), **_told(found, k), "basis": {"now_ms": now_ms}},
+            {"user_id": documents.text(user), **_told(found, k), "basis": {"now_ms": now_ms}},
             standing.headers,
         )
 
