@@ -749,7 +749,7 @@ def _checkpoints(home: Home) -> Iterator[Found]:
     for name in STREAMS:
         targets[name] = _committed(home, name)
     for name, committed in targets.items():
-        folders = [settings.paths.checkpoints / name, *settings.paths.checkpoints.glob(f"{name}-????????")]
+        folders = [settings.paths.checkpoints / name, *settings.paths.checkpoints.glob(f"{name}-*")]
         found = [folder / "incarnation.json" for folder in folders if (folder / "incarnation.json").exists()]
         for file in found:
             try:

@@ -38,6 +38,7 @@ from pipelines.indexing.streaming import (
     HotStreamRun,
     Incarnation,
     begin,
+    drop_others,
     extreme,
     offsets_of,
     records,
@@ -136,6 +137,7 @@ class KeyedRun(HotStreamRun):
         self._require_same_topics = require_same_topics
         name = self._checkpoint_name()
         life = begin(self._checkpoints, name, topic_ids, self._nothing_kept, partitions, earliest)
+        drop_others(self._checkpoints.glob(f"{super()._checkpoint_name()}-*"), life)  # kept by other steps
         own = spark.newSession()
         own.conf.set("spark.sql.shuffle.partitions", str(self.state_partitions))
         source = records(own, servers, topic_ids, life.starting_offsets, max_rows).coalesce(

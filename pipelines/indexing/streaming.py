@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,7 +156,16 @@ def _begin(
         ),
     )
     log.info("%s begins incarnation %d at %s", name, number, incarnation.starting_offsets)
+    drop_others([folder], incarnation)
     return incarnation
+
+
+def drop_others(folders: Iterable[Path], life: Incarnation) -> None:
+    """Drop what other incarnations kept: none goes on from there again. Which numbers there were stays known."""
+    for folder in folders:
+        for checkpoint in folder.iterdir():
+            if checkpoint.name.isdigit() and checkpoint != life.checkpoint:
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _start(held: Position, earliest: Position, topic_id: str, partition: int) -> int:

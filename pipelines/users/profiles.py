@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.users.pattern_files import Declared
-from pipelines.users.patterns.firing import FIRING
+from pipelines.users.patterns.firing import FIRING, MARKED_MS
 
 if TYPE_CHECKING:
     from pipelines.indexing.documents import DocumentsView
@@ -96,7 +96,7 @@ def _fired(
     if not rows:
         return []
     digests = {rule.digest for rule in declared.patterns.rules}
-    markers = [row for row in _rows(profiles, user, 0, 1) if row["rule"] is None]  # dated before all firings
+    markers = _rows(profiles, user, MARKED_MS, MARKED_MS + 1)
     known = max(((row["known_ms"], row["known_offset"]) for row in markers), default=(0, 0))
     return [
         Firing(

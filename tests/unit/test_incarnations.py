@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.indexing.position import Position
-from pipelines.indexing.streaming import Committed, Gap, Incarnation, begin, parts
+from pipelines.indexing.streaming import Committed, Gap, Incarnation, begin, drop_others, parts
 
 TOPIC, ID = "events", "events@1"
 NOTHING = Committed(0, Position())
@@ -57,6 +57,17 @@ def test_a_topic_that_was_made_again_is_read_from_its_beginning(tmp_path: Path) 
     write_epochs(begun(tmp_path, NOTHING), [(5, 7)], done=1)
     again = begun(tmp_path, Committed(1, at(5, 7)), topic_id="events@2")
     assert (again.number, again.gaps, starts(again)) == (2, (), {"0": -2, "1": -2})
+
+
+def test_what_another_incarnation_kept_is_dropped_and_its_number_is_not_taken_again(tmp_path: Path) -> None:
+    first = begun(tmp_path, NOTHING)
+    write_epochs(first, [(5, 7)], done=1)
+    second = begun(tmp_path, Committed(1, at(5, 7)), topic_id="events@2")
+    assert not first.checkpoint.exists()
+    write_epochs(second, [(1, 1)], done=1)
+    drop_others([tmp_path / "hot"], second)
+    assert begun(tmp_path, Committed(2, at(1, 1, topic_id="events@2")), topic_id="events@2") == second
+    assert begun(tmp_path, NOTHING, topic_id="events@3").number == 3
 
 
 @pytest.mark.parametrize("done", [1, 2])
