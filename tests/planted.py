@@ -458,12 +458,25 @@ PATTERN_BUGS = (
     ),
     Bug(
         "what a stream told before the base knew more is shown",
-        f"{PROFILES}:fired",
+        f"{PROFILES}:_fired",
         ">= known",
         ">= (0, 0)",
         (),
     ),
-    Bug("what lies ahead is shown", f"{PROFILES}:fired", 'row["time_ms"] <= now_ms', "True", ()),
+    Bug(
+        "a horizon cuts off what the base knew",
+        f"{FIRING}:whole",
+        'Told(b"", MARKED_MS,',
+        'Told(b"", 0,',
+        (),
+    ),
+    Bug(
+        "what lies ahead is shown",
+        f"{PROFILES}:_fired",
+        "user, from_ms, now_ms + 1",
+        "user, from_ms, 2**62",
+        (),
+    ),
 )
 
 

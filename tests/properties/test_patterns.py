@@ -28,6 +28,7 @@ from pipelines.indexing.base import empty, open_base
 from pipelines.indexing.delta import DeltaWriter, Marker
 from pipelines.indexing.overlay import Overlay
 from pipelines.indexing.position import Position
+from pipelines.indexing.spec import limited
 from pipelines.indexing.timelines import TimelineView
 from pipelines.users import pattern_files, profiles
 from pipelines.users.pattern_files import Declared
@@ -68,6 +69,7 @@ class World(NamedTuple):
         beyond: So many records more than its cut does the base hold, of each partition.
         prefix: Of how much of the log the base is, where users wander, or the stream is behind it; None: of the
             partitions up to cut and beyond.
+        horizon_ms: What fired before this neither the base has nor is it served, where there is a base.
     """
 
     file: dict[str, Any]
@@ -77,6 +79,7 @@ class World(NamedTuple):
     cut: dict[int, int] | None
     beyond: int
     prefix: int | None = None
+    horizon_ms: int = 0
 
     def epochs(self) -> list[tuple[int, int, list[Record]]]:
         """Incarnation, epoch, records."""
@@ -100,6 +103,13 @@ class World(NamedTuple):
 
 
 def drawn(chance: random.Random) -> World:
+    world = drawn_whole(chance)
+    has_horizon = world.cut is not None and chance.random() < 0.3
+    horizon_ms = START_MS + chance.choice((1, 20, 60)) * MINUTE_MS
+    return world._replace(horizon_ms=horizon_ms) if has_horizon else world
+
+
+def drawn_whole(chance: random.Random) -> World:
     file = drawn_rules(chance)
     is_wandering, is_behind = chance.choice(((True, False), (False, True), (False, False), (False, False)))
     log = drawn_log(chance, pattern_oracle.span(file["lateness"]), is_wandering, not is_behind)
@@ -259,8 +269,9 @@ def served(world: World, declared: Declared, folder: Path, chance: random.Random
         curated = by_user(winners(world.held()))
         made_of = [firing.whole(declared.patterns, rows_of(mine)) for mine in curated.values()]
         facts_of_base = pa.concat_tables([firing.MADE.empty_table(), *made_of])
-        meta = build.Meta("one", position(world.cut))
-        build.build_local(spec, facts_of_base, folder / "base", meta, shard_count=2)
+        meta = build.Meta("one", position(world.cut), world.horizon_ms + MINUTE_MS)
+        limits = limited(spec, MINUTE_MS if world.horizon_ms else None, None)
+        build.build_local(limits, facts_of_base, folder / "base", meta, shard_count=2)
         base = open_base(spec, folder / "base")
     overlay = Overlay(base, path, 10**6)
     overlay.catch_up()
@@ -293,7 +304,7 @@ def check(chance: random.Random) -> None:
                 for user in USERS
                 for one in profiles.fired(view, declared, user.encode(), now_ms)
             }
-            assert found == {one for one in expected if one.at_ms <= now_ms}
+            assert found == {one for one in expected if world.horizon_ms <= one.at_ms <= now_ms}
     finally:
         shutil.rmtree(folder)
 
