@@ -341,13 +341,8 @@ class Base:
     def place(self, keys: Sequence[bytes] | Places) -> list[tuple[Any, np.ndarray, np.ndarray]]:
         """For each shard that has some of the keys: the shard, which of them, and their ordinals, both int64."""
         at = (keys if isinstance(keys, Places) else self.places(keys)).at
-        shards, ordinals = at >> 32, at & 0xFFFFFFFF
-        grouped = []
-        for number, shard in enumerate(self.shards):
-            queries = np.flatnonzero(shards == number)
-            if len(queries):
-                grouped.append((shard, queries, ordinals[queries]))
-        return grouped
+        ordinals = at & 0xFFFFFFFF
+        return [(self.shards[n], queries, ordinals[queries]) for n, queries in _by_number(at >> 32)]
 
     def hashes(self, places: Places) -> Hashes:
         """The hashes of keys; of those that stand in this base they are read, which is quicker than to compute them."""
@@ -365,9 +360,8 @@ class Base:
         hashed = fact.hash_keys(keys)
         at = np.full(len(keys), -1, np.int64)
         of_shard = fact.shard_of(hashed, max(1, len(self.shards)))
-        for number, shard in enumerate(self.shards):
-            queries = np.flatnonzero(of_shard == number)
-            ordinals = fact.find(shard.keys, hashed.take(queries))
+        for number, queries in _by_number(of_shard) if self.shards else ():
+            ordinals = fact.find(self.shards[number].keys, hashed.take(queries))
             at[queries] = np.where(ordinals >= 0, ordinals | number << 32, -1)
         if len(self._places) + len(keys) > MAX_PLACES:
             self._places.clear()
@@ -379,8 +373,17 @@ class Base:
         """Which of the hashes belong to which shard."""
         if len(self.shards) <= 1:
             return [(shard, np.arange(len(hashed.lookup))) for shard in self.shards]
-        numbers_ = fact.shard_of(hashed, len(self.shards))
-        return [(self.shards[n], np.flatnonzero(numbers_ == n)) for n in np.unique(numbers_)]
+        of_shard = fact.shard_of(hashed, len(self.shards))
+        return [(self.shards[number], queries) for number, queries in _by_number(of_shard)]
+
+
+def _by_number(shards: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Of n things' shards, -1 for none, each with which of the things are its.
+
+    Only those that have any are looked at: a base has hundreds of shards, and an answer is about a few keys.
+    """
+    there = np.flatnonzero(np.bincount(shards[shards >= 0])).tolist()
+    return [(number, np.flatnonzero(shards == number)) for number in there]
 
 
 def horizon_from(spec: IndexSpec, horizon_time_ms: int | None) -> int | None:

@@ -200,8 +200,10 @@ class TimelineView(RowsView):
             if most is not None:
                 first = np.maximum(first, last - most - len(hidden_rows))
             rows, span = spans(first, last)
-            stands = ~np.isin(rows, hidden_rows[np.isin(hidden_of, queries)])
-            found.append((Part(events, rows[stands]), queries[span[stands]]))
+            if len(hidden_rows):
+                stands = ~np.isin(rows, hidden_rows[np.isin(hidden_of, queries)])
+                rows, span = rows[stands], span[stands]
+            found.append((Part(events, rows), queries[span]))
         return Within(
             np.concatenate([NO_ROWS, *(of for _, of in found)]),
             tuple(part for part, _ in found),
@@ -288,7 +290,13 @@ def first_at(
 
     ``time_ms`` is one for all spans, or each has its own.
     """
-    low, high = starts.copy(), ends.copy()
+    if not len(times):
+        return starts.copy()
+    first, last = times[np.minimum(starts, len(times) - 1)], times[ends - 1]
+    low, high = (
+        np.where(last < time_ms, ends, starts),
+        np.where(first >= time_ms, starts, ends),
+    )  # as most are
     while (is_open := low < high).any():
         middle = (low + high) // 2
         is_before = is_open & (times[np.minimum(middle, len(times) - 1)] < time_ms)
