@@ -68,7 +68,7 @@ MARKED_MS = 7_258_118_400_000
 base is cut off by (`build.horizon_days`, `build.newest_events`), it stays."""
 MAX_EVENTS = 10_000
 """So many events of a user are kept, the newest: what is kept is read and written whole in each step that has events of
-the user, and of so many that takes about 50 ms. An event every nine seconds, day and night, makes as many in a day."""
+the user, and of so many that takes 30 to 100 ms. An event every nine seconds, day and night, makes as many in a day."""
 
 
 class Event(NamedTuple):
