@@ -22,7 +22,7 @@ import orjson
 from benchmarks import harness, serving
 from benchmarks.freshness import POLL_S, Load, await_position
 from benchmarks.harness import BenchmarkError, say
-from benchmarks.serving import Background
+from benchmarks.serving import LIKED_EACH, Background
 from jobs import client
 from pipelines import indices
 from pipelines.contracts import USER_INTERACTIONS
@@ -32,8 +32,6 @@ from pipelines.settings import Settings
 
 WATCHERS = 3
 K = 12
-LIKED_EACH = 3
-"""Each so-manieth place is an interest's (docs/patterns.md)."""
 LOOKED_AT = 3
 """Views of one category that make an interest in it (`category_browser` in conf/patterns.yaml)."""
 PATIENCE_S = 30.0
