@@ -504,13 +504,14 @@ class Items:
     def scores(self, events: list[dict[str, Any]]) -> dict[str, float]:
         """The score of each pin that may be recommended: implicit ALS, solved for one user; events newest first.
 
-        With item vectors Y and strengths s (an action's weight times its recency relative to the newest event, summed
-        by pin): (Y'Y + Y' diag(a|s|) Y + l I) x = Y' diag(1 + a|s|) p, where p is 1 where s > 0; scores are Y x.
+        With item vectors Y and strengths s (an action's weight times its recency relative to the newest event that has
+        one, summed by pin): (Y'Y + Y' diag(a|s|) Y + l I) x = Y' diag(1 + a|s|) p, where p is 1 where s > 0; scores are
+        Y x.
         """
         import numpy as np
 
         als, y = self.als, self.vectors
-        taken = events[: als["max_events"]]
+        taken = [event for event in events if als["actions"].get(event["action"])][: als["max_events"]]
         times = [datetime.fromisoformat(e["event_time"]).timestamp() * 1000 for e in taken]
         strengths: dict[str, float] = {}
         for event, at in zip(taken, times, strict=True):
