@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pipelines import strict_yaml
+from pipelines import ledger, strict_yaml
 from pipelines.contracts.payloads import FEATURES, BadSchema, Field, Schema, Schemas, parse, plain, time_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "payloads"
-LEDGER = "published.yaml"
+LEDGER = ledger.FILE
 _FILE = re.compile(r"([a-z_]+?)(?:\.v([1-9][0-9]*))?")
 _HEAD = (
     "# What each published schema means. `tidemark contracts payloads publish ABOUT` writes it; commit it.\n"
@@ -257,7 +257,7 @@ def read_ledger(folder: Path) -> Ledger:
     """
     path = folder / LEDGER
     said = (_yaml(path) or {}) if path.exists() else {}
-    if not isinstance(said, dict) or not all(_is_entry(entry) for entry in said.values()):
+    if not ledger.is_ledger(said):
         raise BadSchema(
             "the ledger is not names with versions", where=path, remedy="use the one that was committed"
         )
@@ -268,12 +268,6 @@ def read_ledger(folder: Path) -> Ledger:
         }
         for about, versions in said.items()
     }
-
-
-def _is_entry(said: Any) -> bool:
-    return isinstance(said, dict) and all(
-        type(version) is int and isinstance(meant, dict) for version, meant in said.items()
-    )
 
 
 def publish(folder: Path, about: str, now_ms: int) -> Schema:
@@ -303,21 +297,10 @@ def publish(folder: Path, about: str, now_ms: int) -> Schema:
                 where=folder / file_name(about, version),
                 remedy=f"use a time after {_time(now_ms)}, when all that decides runs with it",
             )
-    _write_ledger(folder, {**published, about: {number: meaning(one) for number, one in found.items()}})
+    meant = {**published, about: {number: meaning(one) for number, one in found.items()}}
+    said = {name: {number: _plain(one) for number, one in of.items()} for name, of in meant.items()}
+    ledger.write(folder, _HEAD, said)
     return found[max(found)]
-
-
-def _write_ledger(folder: Path, ledger: Ledger) -> None:
-    from pipelines.indexing.files import (
-        replace_text,  # only here: Spark's workers read, and need no numpy for it
-    )
-
-    said = {
-        about: {version: _plain(schema) for version, schema in sorted(ledger[about].items())}
-        for about in sorted(ledger)
-    }
-    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    replace_text(folder / LEDGER, _HEAD + text)
 
 
 def _plain(schema: Schema) -> dict[str, Any]:

@@ -359,8 +359,8 @@ class Base:
     def _look_up(self, keys: Sequence[bytes]) -> list[int]:
         hashed = fact.hash_keys(keys)
         at = np.full(len(keys), -1, np.int64)
-        of_shard = fact.shard_of(hashed, max(1, len(self.shards)))
-        for number, queries in _by_number(of_shard) if self.shards else ():
+        of_shard = fact.shard_of(hashed, len(self.shards)) if self.shards else at
+        for number, queries in _by_number(of_shard):
             ordinals = fact.find(self.shards[number].keys, hashed.take(queries))
             at[queries] = np.where(ordinals >= 0, ordinals | number << 32, -1)
         if len(self._places) + len(keys) > MAX_PLACES:

@@ -293,10 +293,8 @@ def first_at(
     if not len(times):
         return starts.copy()
     first, last = times[np.minimum(starts, len(times) - 1)], times[ends - 1]
-    low, high = (
-        np.where(last < time_ms, ends, starts),
-        np.where(first >= time_ms, starts, ends),
-    )  # as most are
+    # Most spans lie wholly on one side.
+    low, high = np.where(last < time_ms, ends, starts), np.where(first >= time_ms, starts, ends)
     while (is_open := low < high).any():
         middle = (low + high) // 2
         is_before = is_open & (times[np.minimum(middle, len(times) - 1)] < time_ms)

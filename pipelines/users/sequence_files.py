@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pipelines import strict_yaml
-from pipelines.indexing.files import replace_text
+from pipelines import ledger, strict_yaml
 from pipelines.settings import ROOT
 from pipelines.users.sequences import REQUIRED, BadDefinition, Definition, nearest, parse
 
 FOLDER = ROOT / "conf" / "sequences"
-LEDGER = "published.yaml"
+LEDGER = ledger.FILE
 REQUIRED_IN_FILE = (*REQUIRED, "name", "version", "description", "owner")
 _SETS = ("actions", "surfaces", "categories")
 _EXTENDED = ("fields", "enrich")
@@ -159,14 +158,14 @@ def _said(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def check_published(definition: Definition, ledger: Ledger, path: Path) -> None:
+def check_published(definition: Definition, published: Ledger, path: Path) -> None:
     """Whether a definition keeps what was published under its version.
 
     Raises:
         BadDefinition: It does not; with the fields that differ, and what to do.
     """
     name, version = definition.name or "", definition.version or 0
-    versions = ledger.get(name, {})
+    versions = published.get(name, {})
     broken = differences(versions[version], definition) if version in versions else []
     if broken:
         following = max(versions) + 1
@@ -189,15 +188,9 @@ def read_ledger(folder: Path) -> Ledger:
     """
     path = folder / LEDGER
     said = (_yaml(path) or {}) if path.exists() else {}
-    if not isinstance(said, dict) or not all(_is_entry(entry) for entry in said.values()):
+    if not ledger.is_ledger(said):
         raise BadDefinition("", "the ledger is not names with versions", "the one that was committed", path)
     return said
-
-
-def _is_entry(said: Any) -> bool:
-    return isinstance(said, dict) and all(
-        type(version) is int and isinstance(meant, dict) for version, meant in said.items()
-    )
 
 
 def publish(folder: Path, name: str, version: int | None = None) -> Definition:
@@ -213,11 +206,5 @@ def publish(folder: Path, name: str, version: int | None = None) -> Definition:
     found = library.find(name, newest if version is None else version)
     assert found.name is not None and found.version is not None
     of_name = {**library.published.get(name, {}), found.version: meaning(found)}
-    _write_ledger(folder, {**library.published, name: of_name})
+    ledger.write(folder, _HEAD, {**library.published, name: of_name})
     return found
-
-
-def _write_ledger(folder: Path, ledger: Ledger) -> None:
-    plain = {name: dict(sorted(ledger[name].items())) for name in sorted(ledger)}
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    replace_text(folder / LEDGER, _HEAD + text)
